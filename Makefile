@@ -1,0 +1,42 @@
+# Everything runs in .venv, which the first target makes. PYTHON picks the interpreter: make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+OUT := out
+
+.PHONY: demo test slow lint bench clean
+
+# torch first and pinned: the newest build may bring gigabytes of GPU libraries.
+$(VENV)/package: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/package
+	$(PIP) -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/package
+	mkdir -p $(OUT)
+	$(BIN)/imagegpt complete examples/chelsea.jpg examples/rocket.jpg --out $(OUT)/demo.png
+	@echo "Open $(OUT)/demo.png: input, what the model saw, and what it painted."
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+slow: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2 -q -m slow
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,234 @@
+"""Train the embedded model "nano" on CIFAR-10's pictures; one command, resumable.
+
+    python recipes/cifar10_nano/train.py --data DIR --out runs/nano --steps 8000
+
+DIR holds train.parquet and validation.parquet in the Hugging Face layout (image bytes). The time and the figure that
+this reaches stand in the model card, src/imagegpt/weights/nano/README.md. Ctrl-C or a kill loses at most the steps
+since the last checkpoint; the same command goes on from there. The step size is constant until the last `decay` part
+of the run, so a run may be given more or fewer steps as long as its decay has not begun.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cyclopts
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.pictures import Framing
+from imagegpt.codec.preprocessor_file import save_preprocessor
+from imagegpt.config import ImageGPTConfig
+from imagegpt.files import write_text, write_whole
+from imagegpt.model.heads import ImageGPTForCausalImageModeling
+from muon import Muon
+from start import informed_start
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What determines the weights; recorded beside them.
+
+    Args:
+        steps: updates in all.
+        batch: pictures an update.
+        width, layers, heads: the shape.
+        muon_lr: step of the blocks' matrices.
+        adam_lr: step of embeddings, head, norms and biases.
+        warmup: updates until the full step.
+        decay: last part of the run, in which the step falls linearly to 0.
+        neighbours: start the first heads on neighbouring pixels.
+        seed: of everything random.
+    """
+
+    steps: int = 8000
+    batch: int = 8
+    width: int = 192
+    layers: int = 8
+    heads: int = 3
+    colors: int = 512
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    warmup: int = 100
+    decay: float = 0.4
+    neighbours: bool = True
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Factor of the step sizes at an update."""
+        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.decay * self.steps))
+
+
+def read_pictures(path: Path) -> np.ndarray:
+    """All pictures of a parquet file: (n, 32, 32, 3) uint8."""
+    records = pq.read_table(path, columns=["image"]).column("image").to_pylist()
+    return np.stack([np.asarray(Image.open(io.BytesIO(record["bytes"])).convert("RGB")) for record in records])
+
+
+def tokenized(data: Path, out: Path, colors: int, seed: int) -> tuple[PaletteCodec, torch.Tensor, torch.Tensor]:
+    """The palette, and the training and validation ids (n, 1024) uint16; made once, kept in `out`."""
+    cache = out / "ids.npz"
+    if not cache.exists():
+        pictures = {split: read_pictures(data / f"{split}.parquet") for split in ("train", "validation")}
+        codec = PaletteCodec.fit(pictures["train"], colors, seed)
+        ids = {k: codec.encode(v).reshape(len(v), -1).astype(np.uint16) for k, v in pictures.items()}
+        write_whole(cache, lambda path: np.savez(path, allow_pickle=False, clusters=codec.clusters, **ids))
+    with np.load(cache) as arrays:
+        train, validation = (torch.from_numpy(arrays[split]) for split in ("train", "validation"))
+        return PaletteCodec(arrays["clusters"]), train, validation
+
+
+def batch_at(ids: torch.Tensor, recipe: Recipe, step: int) -> torch.Tensor:
+    """The pictures of an update, a function of (seed, step) alone; half of them mirrored."""
+    per_epoch = len(ids) // recipe.batch
+    epoch, position = divmod(step, per_epoch)
+    order = np.random.default_rng([recipe.seed, epoch]).permutation(len(ids))
+    chosen = order[position * recipe.batch : (position + 1) * recipe.batch]
+    side = math.isqrt(ids.shape[1])
+    grid = ids[chosen].long().view(-1, side, side)
+    mirrored = torch.from_numpy(np.random.default_rng([recipe.seed, epoch, position]).random(len(grid)) < 0.5)
+    return torch.where(mirrored[:, None, None], grid.flip(2), grid).flatten(1)
+
+
+def build(recipe: Recipe, codec: PaletteCodec) -> ImageGPTForCausalImageModeling:
+    """The model at its start; no dropout."""
+    torch.manual_seed(recipe.seed)
+    config = ImageGPTConfig(
+        vocab_size=len(codec) + 1,
+        n_embd=recipe.width,
+        n_layer=recipe.layers,
+        n_head=recipe.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    model = ImageGPTForCausalImageModeling(config)
+    informed_start(model, torch.from_numpy(codec.clusters), recipe.seed, recipe.neighbours)
+    return model
+
+
+def optimizers(
+    model: ImageGPTForCausalImageModeling, recipe: Recipe, dtype: torch.dtype
+) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, Adam for the rest."""
+    matrices = {n: p for n, p in model.named_parameters() if ".h." in n and p.ndim == 2}
+    joined = [p for n, p in matrices.items() if "c_attn" in n]
+    single = [p for n, p in matrices.items() if "c_attn" not in n]
+    rest = [p for n, p in model.named_parameters() if n not in matrices]
+    return [
+        Muon([{"params": joined, "parts": 3}, {"params": single}], lr=recipe.muon_lr, dtype=dtype),
+        torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0),
+    ]
+
+
+@torch.no_grad()
+def validate(loss, ids: torch.Tensor, batch: int = 20) -> float:
+    """Mean nats/token."""
+    losses = [loss(part.long()) * len(part) for part in ids.split(batch)]
+    return (torch.stack(losses).sum() / len(ids)).item()
+
+
+def train(
+    *,
+    data: Path,
+    out: Path,
+    recipe: Recipe | None = None,
+    dtype: str = "bfloat16",
+    compile: bool = True,
+    save_every: int = 250,
+    stop_at: int | None = None,
+) -> None:
+    """Train, or go on training.
+
+    Args:
+        data: folder with train.parquet and validation.parquet.
+        out: folder for ids, checkpoints, log and the finished model.
+        recipe: what determines the weights.
+        dtype: "bfloat16" (matrix products under autocast) or "float32".
+        compile: use torch.compile.
+        save_every: updates between checkpoints and between looks at 200 validation pictures.
+        stop_at: leave after this update, to go on later.
+    """
+    recipe = recipe or Recipe()
+    console = Console()
+    out.mkdir(parents=True, exist_ok=True)
+    codec, train_ids, validation_ids = tokenized(data, out, recipe.colors, recipe.seed)
+    model = build(recipe, codec).train()
+    amp = getattr(torch, dtype)
+    optims = optimizers(model, recipe, amp)
+    start, seconds = 0, 0.0
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optims, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        start, seconds = state["step"], state["seconds"]
+        console.print(f"Going on from update {start}.")
+    image_loss = torch.compile(model.image_loss) if compile else model.image_loss
+
+    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", amp, enabled=amp != torch.float32):
+            return image_loss(ids)
+
+    def save(step: int) -> None:
+        state = {"step": step, "seconds": seconds, "model": model.state_dict()}
+        state["optimizers"] = [optimizer.state_dict() for optimizer in optims]
+        write_whole(checkpoint, lambda path: torch.save(state, path))
+
+    def log(**record) -> None:
+        with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    end = min(recipe.steps, stop_at or recipe.steps)
+    columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("", total=end, completed=start)
+        for step in range(start, end):
+            began = time.perf_counter()
+            for optimizer in optims:
+                for group in optimizer.param_groups:
+                    group.setdefault("full_lr", group["lr"])
+                    group["lr"] = group["full_lr"] * recipe.rate(step)
+            loss = loss_of(batch_at(train_ids, recipe, step))
+            loss.backward()
+            if not torch.isfinite(loss):
+                raise SystemExit(f"The loss is not finite at update {step}; the last checkpoint is kept.")
+            for optimizer in optims:
+                optimizer.step()
+                optimizer.zero_grad()
+            seconds += time.perf_counter() - began
+            if (step + 1) % 25 == 0:
+                rate = recipe.batch / (time.perf_counter() - began)
+                log(step=step + 1, loss=loss.item(), seconds=seconds)
+                progress.update(task, completed=step + 1, description=f"{loss:.3f} nats/token, {rate:.1f} pictures/s")
+            if (step + 1) % save_every == 0 or step + 1 == end:
+                save(step + 1)
+                nats = validate(loss_of, validation_ids[:200])
+                log(step=step + 1, validation=nats, pictures=200, seconds=seconds)
+                console.print(f"update {step + 1}: {nats:.4f} nats/token on 200 validation pictures, {seconds:.0f} s")
+    if end == recipe.steps:
+        export(model, codec, out / "model", recipe, seconds)
+
+
+def export(model, codec: PaletteCodec, folder: Path, recipe: Recipe, seconds: float) -> None:
+    """Write the finished model in the Hugging Face layout, and what made it."""
+    model.eval().save_pretrained(folder)
+    height, width = model.config.spec.square_grid
+    save_preprocessor(folder, codec, Framing(height, width, crop="center"))
+    facts = {**asdict(recipe), "seconds": round(seconds), "torch": torch.__version__}
+    write_text(folder / "training.json", json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cyclopts.run(train)

@@ -1,0 +1,62 @@
+"""ImageGPT: generative pretraining from pixels.
+
+Everything public is here and loads when it is first used, so `import imagegpt` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imagegpt.codec.palette import PaletteCodec
+    from imagegpt.codec.processor import ImageGPTImageProcessor
+    from imagegpt.config import ImageGPTConfig
+    from imagegpt.errors import InputError
+    from imagegpt.model.heads import ImageGPTForCausalImageModeling
+    from imagegpt.model.modeling import ImageGPTModel, ImageGPTPreTrainedModel
+    from imagegpt.pipeline import ImageGPT, Result
+    from imagegpt.spec import SIZES, ModelSpec
+
+_HOMES = {
+    "ImageGPT": "pipeline",
+    "ImageGPTConfig": "config",
+    "ImageGPTForCausalImageModeling": "model.heads",
+    "ImageGPTImageProcessor": "codec.processor",
+    "ImageGPTModel": "model.modeling",
+    "ImageGPTPreTrainedModel": "model.modeling",
+    "InputError": "errors",
+    "ModelSpec": "spec",
+    "PaletteCodec": "codec.palette",
+    "Result": "pipeline",
+    "SIZES": "spec",
+}
+
+__version__ = _version("imagegpt")
+__all__ = [
+    "SIZES",
+    "ImageGPT",
+    "ImageGPTConfig",
+    "ImageGPTForCausalImageModeling",
+    "ImageGPTImageProcessor",
+    "ImageGPTModel",
+    "ImageGPTPreTrainedModel",
+    "InputError",
+    "ModelSpec",
+    "PaletteCodec",
+    "Result",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'imagegpt' has no attribute {name!r}")
+    value = getattr(import_module(f"imagegpt.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

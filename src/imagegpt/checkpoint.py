@@ -1,0 +1,185 @@
+"""A model on disk: find its folder, and check what is in it before anything large is read."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from imagegpt.errors import InputError
+from imagegpt.spec import ModelSpec
+
+EMBEDDED = {"nano": Path(__file__).parent / "weights" / "nano"}
+CONFIG = "config.json"
+# In the order in which transformers looks for them.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+HUB_FILES = ["*.json", "*.safetensors", "*.bin", "README.md"]
+# Causal masks that files of old releases carry.
+OLD_BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")
+
+
+def find_model(name: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a model.
+
+    Args:
+        name: "nano" (the embedded model), a folder, or an id on the Hugging Face Hub, which is fetched.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        InputError: there is no such model, or it can't be fetched.
+    """
+    if str(name) in EMBEDDED:
+        return EMBEDDED[str(name)]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{name} is a file; a model is a folder with {CONFIG} and weights.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        known = ", ".join(EMBEDDED)
+        raise InputError(f"There is no model {str(name)!r}: give {known}, a model folder, or a Hub id like owner/name.")
+    return _fetch(str(name), revision)
+
+
+def _fetch(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"There is no folder {hub_id!r}, and it can't be fetched from the Hugging Face Hub: {reason}"
+        ) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json.
+
+    Raises:
+        InputError: there is none, it is no JSON, or it is of another kind of model.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder} is no model folder: it has no {CONFIG}.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read: {error}") from None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "imagegpt":
+        raise InputError(f'{path} is not of an ImageGPT: its model_type is {kind!r}, not "imagegpt".')
+    return config
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The numbers of the model in a folder; an InputError says what is wrong with them."""
+    config = read_config(folder)
+    try:
+        return ModelSpec.from_config(config)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+
+
+def weights_file(folder: Path) -> Path:
+    """The file that holds a folder's weights, or the index of its shards."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}.")
+
+
+def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a generative model's parameters, as in every published checkpoint."""
+    width, inner = spec.n_embd, spec.inner_width
+    shapes: dict[str, tuple[int, ...]] = {
+        "transformer.wte.weight": (spec.vocab_size, width),
+        "transformer.wpe.weight": (spec.n_positions, width),
+    }
+    for layer in range(spec.n_layer):
+        block = {
+            "ln_1.weight": (width,),
+            "attn.c_attn.weight": (width, 3 * width),
+            "attn.c_attn.bias": (3 * width,),
+            "attn.c_proj.weight": (width, width),
+            "attn.c_proj.bias": (width,),
+            "ln_2.weight": (width,),
+            "mlp.c_fc.weight": (width, inner),
+            "mlp.c_fc.bias": (inner,),
+            "mlp.c_proj.weight": (inner, width),
+            "mlp.c_proj.bias": (width,),
+        }
+        shapes |= {f"transformer.h.{layer}.{name}": shape for name, shape in block.items()}
+    return shapes | {"transformer.ln_f.weight": (width,), "lm_head.weight": (spec.num_colors, width)}
+
+
+def stored_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]] | None:
+    """Name -> (dtype, shape) of a folder's safetensors, from the headers alone; `None` for old `.bin` files.
+
+    Raises:
+        InputError: no weights, a shard that is missing, or a damaged file.
+    """
+    path = weights_file(folder)
+    if ".safetensors" not in path.name:
+        return None
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for file in _shards(path):
+        tensors |= _header(file)
+    return {name: entry for name, entry in tensors.items() if not OLD_BUFFERS.search(name)}
+
+
+def check_weights(folder: Path, spec: ModelSpec) -> None:
+    """Compare a folder's safetensors with what the spec expects, without reading a tensor.
+
+    Raises:
+        InputError: a tensor is missing or has another shape; the message names the first.
+    """
+    stored = stored_tensors(folder)
+    if stored is None:
+        return
+    for name, shape in expected_shapes(spec).items():
+        if name not in stored:
+            raise InputError(f"{folder}: the weights lack {name} {shape}; is it a generative ImageGPT?")
+        if stored[name][1] != shape:
+            raise InputError(f"{folder}: {name} has shape {stored[name][1]}, but {CONFIG} asks for {shape}.")
+
+
+def _shards(path: Path) -> list[Path]:
+    if path.suffix != ".json":
+        return [path]
+    try:
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is no index of shards.") from None
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"{path} names a shard outside of its folder: {name!r}.")
+        if not (path.parent / name).is_file():
+            raise InputError(f"{path.parent} lacks the shard {name}.")
+    return [path.parent / name for name in names]
+
+
+def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors of one safetensors file, and a check that the file is as long as they are."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            size = path.stat().st_size
+            if length > size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            if 8 + length + end != size:
+                raise ValueError(f"it should have {8 + length + end} bytes and has {size}")
+            return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise InputError(f"{path} is damaged or no safetensors file: {error}.") from None

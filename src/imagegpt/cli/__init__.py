@@ -1,0 +1,1 @@
+"""The command `imagegpt`: one thin file a verb."""

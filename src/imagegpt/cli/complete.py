@@ -1,0 +1,71 @@
+"""imagegpt complete"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from imagegpt.cli.output import Output, PaintOptions, painting, report
+from imagegpt.codec.pictures import read_pictures
+from imagegpt.errors import InputError
+from imagegpt.sheet import completion_sheet, hide
+
+
+def complete(
+    images: Annotated[list[str], Parameter(negative="", consume_multiple=True)],
+    /,
+    *,
+    keep: float = 0.5,
+    num: int = 8,
+    out: str = "completions.png",
+    options: PaintOptions | None = None,
+) -> None:
+    """Keep the first part of pictures and let the model paint the rest.
+
+    Writes a sheet with the input, what the model saw of it, and the samples; or single pictures into a folder.
+
+    Args:
+        images: picture files.
+        keep: part that is kept, from the top: 0.5 is the upper half. From 0 to below 1.
+        num: samples of each picture.
+        out: a sheet (.png, .webp, .jpg), or a folder (with a / at its end) for single pictures.
+    """
+    options = options or PaintOptions()
+    facts = {"command": "complete", "images": [Path(path).name for path in images], "keep": keep, "num": num}
+    output = Output(out, facts | {"model": options.model} | options.sampling())
+    if num < 1:
+        raise InputError(f"--num must be at least 1, not {num}.")
+    pictures = read_pictures(images)
+    model = options.open()
+    began = time.perf_counter()
+    with painting("painting") as progress:
+        result = model.complete(pictures, keep, num, **options.sampling(), progress=progress)
+    seconds = time.perf_counter() - began
+    if output.is_folder:
+        names = _distinct([Path(path).stem for path in images])
+        digits = len(str(num))
+        written = [
+            output.save(f"{name}-{number:0{digits}}", image)
+            for name, samples in zip(names, result.images, strict=True)
+            for number, image in enumerate(samples, 1)
+        ]
+    else:
+        seen = [hide(samples[0], result.given) for samples in result.images]
+        inputs = [model.framing.cut(picture) for picture in pictures]
+        written = [output.save(None, completion_sheet(inputs, seen, result.images))]
+    record = {"written": written, "seed": result.seed, "given": result.given, "seconds": round(seconds, 3)}
+    what = written[0] if len(written) == 1 else f"{len(written)} pictures in {output.path}"
+    report(options.json, {**facts, "model": options.model, **record}, f"{what} ({seconds:.1f} s)")
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Number the names that come more than once."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if names.count(name) == 1 else f"{name}-{seen[name]}")
+    return result

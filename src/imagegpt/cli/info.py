@@ -1,0 +1,53 @@
+"""imagegpt info"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from imagegpt import checkpoint
+from imagegpt.codec.preprocessor_file import NAME as PREPROCESSOR
+from imagegpt.codec.preprocessor_file import load_preprocessor
+
+
+def info(model: str = "nano", /, *, json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+    """Show what a model is: its shape, its files, its palette.
+
+    Args:
+        model: "nano" (comes with the package), a model folder, or a Hugging Face Hub id.
+        json_: print it as JSON.
+    """
+    folder = checkpoint.find_model(model)
+    spec = checkpoint.read_spec(folder)
+    checkpoint.check_weights(folder, spec)
+    stored = checkpoint.stored_tensors(folder)
+    weights = checkpoint.weights_file(folder)
+    files = weights.parent.glob(f"{weights.name.split('.')[0]}*")
+    record = {
+        "path": str(folder),
+        "weights": weights.name,
+        "bytes": sum(file.stat().st_size for file in files),
+        "dtypes": sorted({dtype for dtype, _ in stored.values()}) if stored else None,
+        "parameters": spec.num_parameters,
+        **dataclasses.asdict(spec),
+        "palette": None,
+    }
+    if (folder / PREPROCESSOR).exists():
+        codec, framing = load_preprocessor(folder)
+        record["palette"] = {"colors": len(codec), "fingerprint": codec.fingerprint}
+        record["grid"] = [framing.height, framing.width]
+        record["crop"] = framing.crop
+    if json_:
+        json.dump(record, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    table = Table(show_header=False)
+    for name, value in record.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) and name in ("bytes", "parameters") else str(value))
+    Console().print(table)

@@ -1,0 +1,62 @@
+"""The table of verbs, and the one place where an error becomes a sentence and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import cyclopts
+from rich.console import Console
+from rich.markup import escape
+
+from imagegpt import __version__
+from imagegpt.errors import InputError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+app = cyclopts.App(
+    name="imagegpt",
+    help="Complete, sample and inspect pictures with ImageGPT.",
+    version=f"imagegpt {__version__}",
+    version_flags=["--version"],
+)
+# Import paths, not functions: a verb's file is read when the verb is called.
+app.command("imagegpt.cli.complete:complete", name="complete", help="Keep the first part of pictures; paint the rest.")
+app.command("imagegpt.cli.sample:sample", name="sample", help="Paint pictures from nothing.")
+app.command("imagegpt.cli.info:info", name="info", help="Show what a model is: shape, files, palette.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit code: 0, 2 for input that can't be used, 130 when interrupted."""
+    errors = Console(stderr=True, soft_wrap=True)
+    _quiet_libraries(errors)
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except InputError as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+        return BAD_INPUT
+    except cyclopts.CycloptsError as error:
+        errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+        errors.print("See: imagegpt --help", highlight=False)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        errors.print("Interrupted; nothing was written.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _quiet_libraries(console: Console) -> None:
+    """Let our own warnings through as one line each; nobody else's."""
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module="imagegpt")
+    warnings.showwarning = lambda message, *_, **__: console.print(
+        f"[yellow]warning:[/] {escape(str(message))}", highlight=False
+    )
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""What the painting verbs share: options, progress, where pictures go."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from imagegpt import __version__
+from imagegpt.errors import InputError
+from imagegpt.files import write_whole
+from imagegpt.pipeline import ImageGPT
+from imagegpt.pipeline import Progress as OnProgress
+
+SHEET_FORMATS = (".png", ".webp", ".jpg", ".jpeg")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PaintOptions:
+    """How to paint.
+
+    Args:
+        model: "nano" (comes with the package), a model folder, or a Hugging Face Hub id.
+        temperature: below 1 is safer, above 1 is wilder, 0 always takes the likeliest colour.
+        top_k: draw from the k likeliest colours only.
+        top_p: draw from the likeliest colours that together have this probability.
+        seed: the same seed and command give the same pictures.
+        device: cpu, cuda or mps; default: the best one here.
+        json: print what was made as JSON.
+    """
+
+    model: str = "nano"
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    device: str | None = None
+    json: Annotated[bool, Parameter(negative="")] = False
+
+    def open(self) -> ImageGPT:
+        """The model."""
+        return ImageGPT.from_pretrained(self.model, device=self.device)
+
+    def sampling(self) -> dict[str, Any]:
+        """The arguments of `ImageGPT.complete` and `.sample`."""
+        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "seed")}
+
+
+class Output:
+    """A file for a sheet, or a folder for single pictures; checked before anything is painted.
+
+    Args:
+        target: a file that ends in .png, .webp or .jpg; or a folder: one that exists or a name that ends in a slash.
+        facts: what made the pictures; written into PNG files.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+
+    def __init__(self, target: str, facts: dict[str, Any]) -> None:
+        self.path = Path(target)
+        self.is_folder = target.endswith(("/", "\\")) or self.path.is_dir()
+        self._facts = {"software": f"imagegpt {__version__}", **facts}
+        if self.is_folder:
+            _make_folder(self.path)
+        elif self.path.suffix.lower() not in SHEET_FORMATS:
+            raise InputError(
+                f"--out {target}: give a file that ends in {', '.join(SHEET_FORMATS)}, or a folder with a / at its end."
+            )
+        folder = self.path if self.is_folder else self.path.parent
+        if not folder.is_dir():
+            raise InputError(f"--out {target}: there is no folder {folder}.")
+        write_probe = folder / f".imagegpt-probe{self.path.suffix or '.png'}"
+        write_whole(write_probe, lambda path: None)
+        write_probe.unlink(missing_ok=True)
+
+    def save(self, name: str | None, image: Image.Image) -> str:
+        """Write one picture (`name` in the folder, or the sheet itself) and return its path."""
+        path = self.path / f"{name}.png" if self.is_folder else self.path
+        options: dict[str, Any] = {}
+        if path.suffix.lower() == ".png":
+            text = PngInfo()
+            text.add_text("imagegpt", json.dumps(self._facts, sort_keys=True))
+            options = {"pnginfo": text}
+        write_whole(path, lambda temporary: image.save(temporary, **options))
+        return str(path)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {path} can't be made: {error.strerror}.") from None
+
+
+@contextmanager
+def painting(words: str) -> Iterator[OnProgress]:
+    """A progress bar with rate and remaining time, on standard error."""
+    console = Console(stderr=True)
+    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}")]
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("loading the model", total=None, rate="")
+
+        def on_progress(done: int, total: int) -> None:
+            speed = progress.tasks[0].speed
+            rate = f"{speed:,.0f} ids/s" if speed else ""
+            progress.update(task, description=words, completed=done, total=total, rate=rate)
+
+        yield on_progress
+
+
+def report(as_json: bool, record: dict[str, Any], sentence: str) -> None:
+    """Print the result: JSON for programs, a sentence for people."""
+    if as_json:
+        json.dump(record, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        Console(soft_wrap=True).print(sentence, highlight=False, markup=False)

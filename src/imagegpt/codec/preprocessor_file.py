@@ -1,0 +1,59 @@
+"""preprocessor_config.json: where a model folder keeps its palette and its framing, in HF's layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.pictures import Framing
+from imagegpt.errors import InputError
+from imagegpt.files import write_text
+
+NAME = "preprocessor_config.json"
+
+
+def load_preprocessor(folder: Path) -> tuple[PaletteCodec, Framing]:
+    """Read a folder's palette and framing.
+
+    Args:
+        folder: a model folder with a preprocessor_config.json: `clusters` (K, 3), `size` as an int or a dict, and
+            optionally `crop` and `resample`.
+
+    Raises:
+        InputError: no such file, no JSON, or no palette in it; the message names the file.
+    """
+    path = folder / NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        codec = PaletteCodec(config["clusters"])
+        return codec, framing_from(config)
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no {NAME}, so its palette is unknown.") from None
+    except KeyError as key:
+        raise InputError(f"{path} has no entry {key}.") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} can't be used: {error}") from None
+
+
+def framing_from(config: dict[str, Any]) -> Framing:
+    """The framing that a preprocessor's dictionary describes; `size` is a side or {"height", "width"}."""
+    size = config["size"]
+    height, width = (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
+    return Framing(height, width, config.get("crop", "none"), config.get("resample", Framing.resample))
+
+
+def save_preprocessor(folder: Path, codec: PaletteCodec, framing: Framing) -> None:
+    """Write a preprocessor_config.json that this package and transformers both read."""
+    config = {
+        "image_processor_type": "ImageGPTImageProcessor",
+        "do_resize": True,
+        "do_normalize": True,
+        "do_color_quantize": True,
+        "size": {"height": framing.height, "width": framing.width},
+        "resample": int(framing.resample),
+        "crop": framing.crop,
+        "clusters": codec.clusters.astype(float).tolist(),
+    }
+    write_text(folder / NAME, json.dumps(config) + "\n")

@@ -1,0 +1,93 @@
+"""ImageGPTConfig: the Hugging Face face of `ModelSpec`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from imagegpt.spec import ATTRIBUTE_MAP, ModelSpec, size_spec
+
+
+@strict
+class ImageGPTConfig(PreTrainedConfig):
+    """Configuration of an ImageGPT; the defaults are ImageGPT-small.
+
+    Args:
+        vocab_size (int, default 513): colours of the palette and the start token.
+        n_positions (int, default 1024): ids of a picture.
+        n_embd (int, default 512): width; also `hidden_size`.
+        n_layer (int, default 24): number of blocks; also `num_hidden_layers`.
+        n_head (int, default 8): attention heads; also `num_attention_heads`.
+        n_inner (int, optional): width of the MLP; `None` means four times `n_embd`.
+        activation_function (str, default "quick_gelu"): any name transformers knows.
+        resid_pdrop, embd_pdrop, attn_pdrop (float, default 0.1): dropout of the sublayers' outputs, of the
+            embeddings and of the attention probabilities, while training.
+        layer_norm_epsilon (float, default 1e-5): added to the mean square in the norms.
+        initializer_range (float, default 0.02): standard deviation of new weights.
+        scale_attn_weights (bool, default True): divide the scores by the square root of the head width.
+        use_cache (bool, default True): return keys and values for the next step.
+        tie_word_embeddings (bool, default False): share input and output embeddings; the paper unties them.
+        scale_attn_by_inverse_layer_idx (bool, default False): divide the scores by the layer's number too.
+        reorder_and_upcast_attn (bool, default False): scores in float32 under mixed precision.
+        add_cross_attention (bool, default False): a cross-attention sublayer in each block.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: a value of a wrong type, or numbers that no model can have.
+
+    Example:
+        >>> config = ImageGPTConfig.from_size("medium")
+        >>> config.hidden_size, config.num_hidden_layers
+        (1024, 36)
+    """
+
+    model_type = "imagegpt"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = ATTRIBUTE_MAP
+
+    vocab_size: int = ModelSpec.vocab_size
+    n_positions: int = ModelSpec.n_positions
+    n_embd: int = ModelSpec.n_embd
+    n_layer: int = ModelSpec.n_layer
+    n_head: int = ModelSpec.n_head
+    n_inner: int | None = ModelSpec.n_inner
+    activation_function: str = ModelSpec.activation_function
+    resid_pdrop: float | int = 0.1
+    embd_pdrop: float | int = 0.1
+    attn_pdrop: float | int = 0.1
+    layer_norm_epsilon: float = ModelSpec.layer_norm_epsilon
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = ModelSpec.scale_attn_weights
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    scale_attn_by_inverse_layer_idx: bool = ModelSpec.scale_attn_by_inverse_layer_idx
+    reorder_and_upcast_attn: bool = False
+    add_cross_attention: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    @classmethod
+    def from_size(cls, name: str, **overrides: Any) -> ImageGPTConfig:
+        """The configuration of a named size: "nano", "small", "medium", "large" or "xl".
+
+        Args:
+            name: the size; `imagegpt.spec.SIZES` is the table, with its sources.
+            overrides: any other argument of the configuration.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        return cls(**{**dataclasses.asdict(size_spec(name)), **overrides})
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The same numbers as a frozen `ModelSpec`."""
+        names = (field.name for field in dataclasses.fields(ModelSpec))
+        return ModelSpec(**{name: getattr(self, name) for name in names})
+
+    def validate_architecture(self) -> None:
+        """Refuse numbers that no model can have; called by transformers when a configuration is made."""
+        self.spec  # noqa: B018 - building it is the check

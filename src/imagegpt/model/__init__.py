@@ -1,0 +1,1 @@
+"""Ids -> hidden states and logits: the network, on transformers' base classes."""

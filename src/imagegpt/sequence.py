@@ -1,0 +1,45 @@
+"""Pictures as sequences: raster order, the start token, and the ids that are given.
+
+Shape suffixes: B batch, T ids of a picture, P given ids.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagegpt.errors import InputError
+
+
+def flatten(ids_BHW: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(B, height, width) to (B, T), row by row."""
+    return ids_BHW.reshape(len(ids_BHW), -1)
+
+
+def unflatten(ids_BT: NDArray[np.int64], grid: tuple[int, int]) -> NDArray[np.int64]:
+    """(B, T) to (B, height, width), row by row."""
+    return ids_BT.reshape(len(ids_BT), *grid)
+
+
+def with_sos(prompt_BP: NDArray[np.int64], sos: int) -> NDArray[np.int64]:
+    """Put the start token before each row: (B, P) to (B, P + 1)."""
+    return np.concatenate([np.full((len(prompt_BP), 1), sos, np.int64), prompt_BP], axis=1)
+
+
+def prompt_length(keep: float, length: int) -> int:
+    """How many of a picture's first ids are given: `keep` of `length`, to the nearest, at least one left to paint.
+
+    Args:
+        keep: part of the picture that is given, from 0 (nothing) to below 1.
+        length: T.
+
+    Raises:
+        InputError: `keep` is not a number in [0, 1).
+
+    Example:
+        >>> prompt_length(0.5, 1024)
+        512
+    """
+    if not 0 <= keep < 1:  # NaN fails too
+        raise InputError(f"keep must be at least 0 and below 1 (a part of the picture), not {keep}.")
+    return min(round(keep * length), length - 1)
