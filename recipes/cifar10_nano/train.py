@@ -1,6 +1,6 @@
 """Train the embedded model "nano" on CIFAR-10's pictures; one command, resumable.
 
-    python recipes/cifar10_nano/train.py --data DIR --out runs/nano --steps 8000
+    python recipes/cifar10_nano/train.py --data DIR --out runs/nano
 
 DIR holds train.parquet and validation.parquet in the Hugging Face layout (image bytes). The time and the figure that
 this reaches stand in the model card, src/imagegpt/weights/nano/README.md. Ctrl-C or a kill loses at most the steps
@@ -13,6 +13,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import signal
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +24,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from imagegpt.codec.palette import PaletteCodec
@@ -33,6 +34,8 @@ from imagegpt.files import write_text, write_whole
 from imagegpt.model.heads import ImageGPTForCausalImageModeling
 from muon import Muon
 from start import informed_start
+
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Recipe:
         seed: of everything random.
     """
 
-    steps: int = 8000
+    steps: int = 5000
     batch: int = 8
     width: int = 192
     layers: int = 8
@@ -70,13 +73,13 @@ class Recipe:
 
 
 def read_pictures(path: Path) -> np.ndarray:
-    """All pictures of a parquet file: (n, 32, 32, 3) uint8."""
+    """All pictures of a parquet file, which must have one size: (n, height, width, 3) uint8."""
     records = pq.read_table(path, columns=["image"]).column("image").to_pylist()
     return np.stack([np.asarray(Image.open(io.BytesIO(record["bytes"])).convert("RGB")) for record in records])
 
 
 def tokenized(data: Path, out: Path, colors: int, seed: int) -> tuple[PaletteCodec, torch.Tensor, torch.Tensor]:
-    """The palette, and the training and validation ids (n, 1024) uint16; made once, kept in `out`."""
+    """The palette, and the training and validation ids (n, T) uint16; made once, kept in `out`."""
     cache = out / "ids.npz"
     if not cache.exists():
         pictures = {split: read_pictures(data / f"{split}.parquet") for split in ("train", "validation")}
@@ -100,11 +103,12 @@ def batch_at(ids: torch.Tensor, recipe: Recipe, step: int) -> torch.Tensor:
     return torch.where(mirrored[:, None, None], grid.flip(2), grid).flatten(1)
 
 
-def build(recipe: Recipe, codec: PaletteCodec) -> ImageGPTForCausalImageModeling:
-    """The model at its start; no dropout."""
+def build(recipe: Recipe, codec: PaletteCodec, length: int) -> ImageGPTForCausalImageModeling:
+    """The model at its start, for pictures of `length` ids; no dropout."""
     torch.manual_seed(recipe.seed)
     config = ImageGPTConfig(
         vocab_size=len(codec) + 1,
+        n_positions=length,
         n_embd=recipe.width,
         n_layer=recipe.layers,
         n_head=recipe.heads,
@@ -131,11 +135,89 @@ def optimizers(
     ]
 
 
-@torch.no_grad()
-def validate(loss, ids: torch.Tensor, batch: int = 20) -> float:
-    """Mean nats/token."""
-    losses = [loss(part.long()) * len(part) for part in ids.split(batch)]
-    return (torch.stack(losses).sum() / len(ids)).item()
+class Run:
+    """A model in training: its optimizers, its position, its folder.
+
+    Args:
+        recipe: what determines the weights.
+        codec: the palette.
+        out: folder of the checkpoint and the log.
+        dtype: of the matrix products.
+        compile: use torch.compile.
+    """
+
+    def __init__(self, recipe: Recipe, codec: PaletteCodec, length: int, out: Path, dtype: str, compile: bool) -> None:
+        self.recipe, self.out = recipe, out
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.amp = getattr(torch, dtype)
+        self.model = build(recipe, codec, length).train()
+        torch.nn.Module.to(self.model, self.device)  # transformers types its own `to` as a method without self
+        self.optimizers = optimizers(self.model, recipe, self.amp)
+        self.image_loss = torch.compile(self.model.image_loss) if compile else self.model.image_loss
+        self.step, self.seconds = 0, 0.0
+
+    def loss(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """nats/token of a batch."""
+        with torch.autocast(self.device, self.amp, enabled=self.amp != torch.float32):
+            return self.image_loss(ids_BT.to(self.device))
+
+    def update(self, ids_BT: torch.Tensor) -> float:
+        """One update; the batch's nats/token before it."""
+        began = time.perf_counter()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group.setdefault("full_lr", group["lr"])
+                group["lr"] = group["full_lr"] * self.recipe.rate(self.step)
+        loss = self.loss(ids_BT)
+        if not torch.isfinite(loss):
+            raise SystemExit(f"The loss is not finite at update {self.step}; the last checkpoint is kept.")
+        loss.backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        self.seconds += time.perf_counter() - began
+        return loss.item()
+
+    @torch.no_grad()
+    def validate(self, ids_BT: torch.Tensor, batch: int = 20) -> float:
+        """Mean nats/token."""
+        losses = [self.loss(part.long()) * len(part) for part in ids_BT.split(batch)]
+        return (torch.stack(losses).sum() / len(ids_BT)).item()
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "recipe": asdict(self.recipe),
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        write_whole(self.out / CHECKPOINT, lambda path: torch.save(state, path))
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one.
+
+        Raises:
+            SystemExit: it was made by another recipe; only `steps` may differ.
+        """
+        if not (self.out / CHECKPOINT).exists():
+            return
+        state = torch.load(self.out / CHECKPOINT, weights_only=True, map_location=self.device)
+        ours = asdict(self.recipe)
+        changed = [name for name in ours if ours[name] != state["recipe"][name] and name != "steps"]
+        if changed:
+            raise SystemExit(f"{self.out} holds a run with another {changed[0]}; choose another --out.")
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def log(self, **record: float) -> None:
+        """Add a line to log.jsonl."""
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.step, "seconds": round(self.seconds, 1), **record}) + "\n")
 
 
 def train(
@@ -148,85 +230,53 @@ def train(
     save_every: int = 250,
     stop_at: int | None = None,
 ) -> None:
-    """Train, or go on training.
+    """Train, or go on training. Ctrl-C finishes the update, saves and leaves.
 
     Args:
         data: folder with train.parquet and validation.parquet.
-        out: folder for ids, checkpoints, log and the finished model.
+        out: folder for ids, checkpoint, log and the finished model.
         recipe: what determines the weights.
-        dtype: "bfloat16" (matrix products under autocast) or "float32".
+        dtype: "bfloat16" (matrix products under autocast) or "float32", faster where a CPU has no bfloat16 units.
         compile: use torch.compile.
-        save_every: updates between checkpoints and between looks at 200 validation pictures.
+        save_every: updates between checkpoints, and between looks at 200 validation pictures.
         stop_at: leave after this update, to go on later.
     """
     recipe = recipe or Recipe()
-    console = Console()
     out.mkdir(parents=True, exist_ok=True)
     codec, train_ids, validation_ids = tokenized(data, out, recipe.colors, recipe.seed)
-    model = build(recipe, codec).train()
-    amp = getattr(torch, dtype)
-    optims = optimizers(model, recipe, amp)
-    start, seconds = 0, 0.0
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optims, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        start, seconds = state["step"], state["seconds"]
-        console.print(f"Going on from update {start}.")
-    image_loss = torch.compile(model.image_loss) if compile else model.image_loss
-
-    def loss_of(ids: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", amp, enabled=amp != torch.float32):
-            return image_loss(ids)
-
-    def save(step: int) -> None:
-        state = {"step": step, "seconds": seconds, "model": model.state_dict()}
-        state["optimizers"] = [optimizer.state_dict() for optimizer in optims]
-        write_whole(checkpoint, lambda path: torch.save(state, path))
-
-    def log(**record) -> None:
-        with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
+    run = Run(recipe, codec, train_ids.shape[1], out, dtype, compile)
+    run.resume()
+    interrupted = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     end = min(recipe.steps, stop_at or recipe.steps)
     columns = [BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn()]
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("", total=end, completed=start)
-        for step in range(start, end):
-            began = time.perf_counter()
-            for optimizer in optims:
-                for group in optimizer.param_groups:
-                    group.setdefault("full_lr", group["lr"])
-                    group["lr"] = group["full_lr"] * recipe.rate(step)
-            loss = loss_of(batch_at(train_ids, recipe, step))
-            loss.backward()
-            if not torch.isfinite(loss):
-                raise SystemExit(f"The loss is not finite at update {step}; the last checkpoint is kept.")
-            for optimizer in optims:
-                optimizer.step()
-                optimizer.zero_grad()
-            seconds += time.perf_counter() - began
-            if (step + 1) % 25 == 0:
-                rate = recipe.batch / (time.perf_counter() - began)
-                log(step=step + 1, loss=loss.item(), seconds=seconds)
-                progress.update(task, completed=step + 1, description=f"{loss:.3f} nats/token, {rate:.1f} pictures/s")
-            if (step + 1) % save_every == 0 or step + 1 == end:
-                save(step + 1)
-                nats = validate(loss_of, validation_ids[:200])
-                log(step=step + 1, validation=nats, pictures=200, seconds=seconds)
-                console.print(f"update {step + 1}: {nats:.4f} nats/token on 200 validation pictures, {seconds:.0f} s")
-    if end == recipe.steps:
-        export(model, codec, out / "model", recipe, seconds)
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=end, completed=run.step)
+        while run.step < end and not interrupted.is_set():
+            began = run.seconds
+            loss = run.update(batch_at(train_ids, recipe, run.step))
+            rate = recipe.batch / (run.seconds - began)
+            progress.update(task, completed=run.step, description=f"{loss:.3f} nats/token, {rate:.1f} pictures/s")
+            if run.step % 25 == 0:
+                run.log(loss=loss)
+            if run.step % save_every == 0 or run.step == end or interrupted.is_set():
+                run.save()
+            if run.step % save_every == 0 or run.step == end:
+                nats = run.validate(validation_ids[:200])
+                run.log(validation=nats)
+                progress.console.print(f"update {run.step}: {nats:.4f} nats/token on 200 validation pictures")
+    if run.step == recipe.steps:
+        export(run, codec, out / "model")
 
 
-def export(model, codec: PaletteCodec, folder: Path, recipe: Recipe, seconds: float) -> None:
+def export(run: Run, codec: PaletteCodec, folder: Path) -> None:
     """Write the finished model in the Hugging Face layout, and what made it."""
-    model.eval().save_pretrained(folder)
+    model = run.model.eval()
+    torch.nn.Module.to(model, "cpu")
+    model.save_pretrained(folder)
     height, width = model.config.spec.square_grid
     save_preprocessor(folder, codec, Framing(height, width, crop="center"))
-    facts = {**asdict(recipe), "seconds": round(seconds), "torch": torch.__version__}
+    facts = {**asdict(run.recipe), "seconds": round(run.seconds), "torch": torch.__version__}
     write_text(folder / "training.json", json.dumps(facts, indent=2) + "\n")
 
 

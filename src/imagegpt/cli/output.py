@@ -81,9 +81,9 @@ class Output:
         folder = self.path if self.is_folder else self.path.parent
         if not folder.is_dir():
             raise InputError(f"--out {target}: there is no folder {folder}.")
-        write_probe = folder / f".imagegpt-probe{self.path.suffix or '.png'}"
-        write_whole(write_probe, lambda path: None)
-        write_probe.unlink(missing_ok=True)
+        probe = folder / f".imagegpt-probe{self.path.suffix or '.png'}"
+        write_whole(probe, Path.touch)
+        probe.unlink(missing_ok=True)
 
     def save(self, name: str | None, image: Image.Image) -> str:
         """Write one picture (`name` in the folder, or the sheet itself) and return its path."""
