@@ -54,7 +54,7 @@ class Recipe:
         seed: of everything random.
     """
 
-    steps: int = 5000
+    steps: int = 4400
     batch: int = 8
     width: int = 192
     layers: int = 8

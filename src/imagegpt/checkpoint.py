@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from pathlib import Path
@@ -37,10 +38,10 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
     """
     if str(name) in EMBEDDED:
         return EMBEDDED[str(name)]
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))  # unlike Path's methods, those of os.path take any name
+    if os.path.isdir(path):
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise InputError(f"{name} is a file; a model is a folder with {CONFIG} and weights.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         known = ", ".join(EMBEDDED)
@@ -55,7 +56,7 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"There is no folder {hub_id!r}, and it can't be fetched from the Hugging Face Hub: {reason}"
         ) from None
@@ -128,10 +129,11 @@ def stored_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]] | Non
         InputError: no weights, a shard that is missing, or a damaged file.
     """
     path = weights_file(folder)
+    files = _shards(path)
     if ".safetensors" not in path.name:
         return None
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for file in _shards(path):
+    for file in files:
         tensors |= _header(file)
     return {name: entry for name, entry in tensors.items() if not OLD_BUFFERS.search(name)}
 
@@ -160,7 +162,7 @@ def _shards(path: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is no index of shards.") from None
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise InputError(f"{path} names a shard outside of its folder: {name!r}.")
         if not (path.parent / name).is_file():
             raise InputError(f"{path.parent} lacks the shard {name}.")
@@ -181,5 +183,5 @@ def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             if 8 + length + end != size:
                 raise ValueError(f"it should have {8 + length + end} bytes and has {size}")
             return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise InputError(f"{path} is damaged or no safetensors file: {error}.") from None

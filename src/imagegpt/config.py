@@ -1,9 +1,7 @@
 """ImageGPTConfig: the Hugging Face face of `ModelSpec`."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -29,10 +27,12 @@ class ImageGPTConfig(PreTrainedConfig):
         initializer_range (float, default 0.02): standard deviation of new weights.
         scale_attn_weights (bool, default True): divide the scores by the square root of the head width.
         use_cache (bool, default True): return keys and values for the next step.
-        tie_word_embeddings (bool, default False): share input and output embeddings; the paper unties them.
+        tie_word_embeddings (bool, default False): share input and output embeddings; the paper unties them, and the
+            models refuse it for now.
         scale_attn_by_inverse_layer_idx (bool, default False): divide the scores by the layer's number too.
         reorder_and_upcast_attn (bool, default False): scores in float32 under mixed precision.
-        add_cross_attention (bool, default False): a cross-attention sublayer in each block.
+        add_cross_attention (bool, default False): a cross-attention sublayer in each block; the models refuse it
+            for now.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: a value of a wrong type, or numbers that no model can have.
@@ -70,7 +70,7 @@ class ImageGPTConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     @classmethod
-    def from_size(cls, name: str, **overrides: Any) -> ImageGPTConfig:
+    def from_size(cls, name: str, **overrides: Any) -> Self:
         """The configuration of a named size: "nano", "small", "medium", "large" or "xl".
 
         Args:

@@ -254,12 +254,15 @@ def load_palette(folder: Path, spec: ModelSpec) -> tuple[PaletteCodec, Framing]:
     codec, framing = load_preprocessor(checkpoint.EMBEDDED["nano"])
     if len(codec) != spec.num_colors:
         raise InputError(f"{folder} has no {PREPROCESSOR}, so the palette of its {spec.num_colors} colours is unknown.")
+    try:
+        height, width = spec.square_grid
+    except ValueError as error:
+        raise InputError(f"{folder} has no {PREPROCESSOR}: {error}") from None
     warnings.warn(
         f"{folder} has no {PREPROCESSOR}: using the embedded palette of {len(codec)} colours, which this model may "
         "not have been trained with. Save its image processor into the folder.",
         stacklevel=2,
     )
-    height, width = spec.square_grid
     return codec, replace(framing, height=height, width=width)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from imagegpt.cli.output import Output, PaintOptions, painting, report
+from imagegpt.cli.output import Output, PaintOptions, Whole, painting, report
 from imagegpt.codec.pictures import read_pictures
 from imagegpt.errors import InputError
 from imagegpt.sheet import completion_sheet, hide
@@ -19,7 +20,7 @@ def complete(
     /,
     *,
     keep: float = 0.5,
-    num: int = 8,
+    num: Whole = 8,
     out: str = "completions.png",
     options: PaintOptions | None = None,
 ) -> None:
@@ -63,9 +64,9 @@ def complete(
 
 def _distinct(names: list[str]) -> list[str]:
     """Number the names that come more than once."""
-    seen: dict[str, int] = {}
-    result = []
+    result: list[str] = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if names.count(name) == 1 else f"{name}-{seen[name]}")
+        candidates = (f"{name}-{number}" for number in itertools.count(1))
+        free = (other for other in candidates if other not in names and other not in result)
+        result.append(name if names.count(name) == 1 else next(free))
     return result

@@ -20,6 +20,7 @@ app = cyclopts.App(
     help="Complete, sample and inspect pictures with ImageGPT.",
     version=f"imagegpt {__version__}",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # ours says what became of the files
 )
 # Import paths, not functions: a verb's file is read when the verb is called.
 app.command("imagegpt.cli.complete:complete", name="complete", help="Keep the first part of pictures; paint the rest.")

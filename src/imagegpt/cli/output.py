@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
@@ -18,10 +19,20 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from imagegpt import __version__
 from imagegpt.errors import InputError
-from imagegpt.files import write_whole
+from imagegpt.files import check_writable, write_whole
 from imagegpt.pipeline import ImageGPT
 from imagegpt.pipeline import Progress as OnProgress
 
+
+def _whole(_: object, tokens: Sequence[Token]) -> int:
+    """A whole number; cyclopts by itself cuts 1.6 to 1."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
 SHEET_FORMATS = (".png", ".webp", ".jpg", ".jpeg")
 
 
@@ -42,9 +53,9 @@ class PaintOptions:
 
     model: str = "nano"
     temperature: float = 1.0
-    top_k: int | None = None
+    top_k: Whole | None = None
     top_p: float | None = None
-    seed: int = 0
+    seed: Whole = 0
     device: str | None = None
     json: Annotated[bool, Parameter(negative="")] = False
 
@@ -70,23 +81,23 @@ class Output:
 
     def __init__(self, target: str, facts: dict[str, Any]) -> None:
         self.path = Path(target)
-        self.is_folder = target.endswith(("/", "\\")) or self.path.is_dir()
+        self.is_folder = target.endswith(("/", "\\")) or os.path.isdir(target)
         self._facts = {"software": f"imagegpt {__version__}", **facts}
-        if self.is_folder:
-            _make_folder(self.path)
-        elif self.path.suffix.lower() not in SHEET_FORMATS:
+        if not self.is_folder and self.path.suffix.lower() not in SHEET_FORMATS:
             raise InputError(
                 f"--out {target}: give a file that ends in {', '.join(SHEET_FORMATS)}, or a folder with a / at its end."
             )
-        folder = self.path if self.is_folder else self.path.parent
-        if not folder.is_dir():
-            raise InputError(f"--out {target}: there is no folder {folder}.")
-        probe = folder / f".imagegpt-probe{self.path.suffix or '.png'}"
-        write_whole(probe, Path.touch)
-        probe.unlink(missing_ok=True)
+        if not self.is_folder and not os.path.isdir(self.path.parent):
+            raise InputError(f"--out {target}: there is no folder {self.path.parent}.")
+        if self.is_folder:
+            _check_folder(self.path)
+        else:
+            check_writable(self.path)
 
     def save(self, name: str | None, image: Image.Image) -> str:
         """Write one picture (`name` in the folder, or the sheet itself) and return its path."""
+        if self.is_folder:
+            _make_folder(self.path)
         path = self.path / f"{name}.png" if self.is_folder else self.path
         options: dict[str, Any] = {}
         if path.suffix.lower() == ".png":
@@ -95,6 +106,18 @@ class Output:
             options = {"pnginfo": text}
         write_whole(path, lambda temporary: image.save(temporary, **options))
         return str(path)
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse a folder that can't be made or written, before the pictures are painted; make nothing yet."""
+    there = path
+    while not os.path.exists(there):
+        there = there.parent
+    try:
+        check_writable(there / "picture.png")
+    except InputError:
+        reason = f"nothing can be written into {there}" if there.is_dir() else f"{there} is a file"
+        raise InputError(f"The folder {path} can't be made: {reason}.") from None
 
 
 def _make_folder(path: Path) -> None:
@@ -106,14 +129,16 @@ def _make_folder(path: Path) -> None:
 
 @contextmanager
 def painting(words: str) -> Iterator[OnProgress]:
-    """A progress bar with rate and remaining time, on standard error."""
+    """A progress bar with rate and remaining time, on standard error; nothing where that is no terminal."""
     console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}")]
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         task = progress.add_task("loading the model", total=None, rate="")
 
         def on_progress(done: int, total: int) -> None:
-            speed = progress.tasks[0].speed
+            speed = progress.tasks[0].speed if progress.tasks else None
             rate = f"{speed:,.0f} ids/s" if speed else ""
             progress.update(task, description=words, completed=done, total=total, rate=rate)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 
-from imagegpt.cli.output import Output, PaintOptions, painting, report
+from imagegpt.cli.output import Output, PaintOptions, Whole, painting, report
 from imagegpt.errors import InputError
 from imagegpt.sheet import sample_sheet
 
 
-def sample(*, num: int = 16, out: str = "samples.png", options: PaintOptions | None = None) -> None:
+def sample(*, num: Whole = 16, out: str = "samples.png", options: PaintOptions | None = None) -> None:
     """Paint pictures from nothing.
 
     Args:

@@ -64,9 +64,7 @@ class PaletteCodec:
         Raises:
             ValueError: not uint8, or the last dimension is not 3.
         """
-        pixels = np.asarray(pixels)
-        if pixels.dtype != np.uint8 or pixels.ndim < 1 or pixels.shape[-1] != 3:
-            raise ValueError(f"Pixels are uint8 RGB, shape (..., 3), not {pixels.dtype} {pixels.shape}.")
+        pixels = _check_pixels(pixels)
         flat = pixels.reshape(-1, 3)
         ids = self._encode_distinct(flat) if len(flat) >= BULK else self._nearest(flat)
         return ids.reshape(pixels.shape[:-1])
@@ -101,14 +99,14 @@ class PaletteCodec:
             seed: of the sample and of the start.
 
         Raises:
-            ValueError: fewer distinct colours than K.
+            ValueError: not uint8 RGB, or fewer distinct colours than K.
             ModuleNotFoundError: scikit-learn is missing (extra "probe").
         """
         try:
             from sklearn.cluster import KMeans  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError('Fitting a palette needs scikit-learn: pip install "imagegpt[probe]".') from error
-        flat = np.asarray(pixels).reshape(-1, 3)
+        flat = _check_pixels(pixels).reshape(-1, 3)
         rng = np.random.default_rng(seed)
         if len(flat) > DEFAULT_FIT_PIXELS:
             flat = flat[rng.choice(len(flat), DEFAULT_FIT_PIXELS, replace=False)]
@@ -141,3 +139,10 @@ class PaletteCodec:
         table = np.empty(1 << 24, np.int64)
         table[distinct] = self._nearest(rgb)
         return table[packed]
+
+
+def _check_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    pixels = np.asarray(pixels)
+    if pixels.dtype != np.uint8 or pixels.ndim < 1 or pixels.shape[-1] != 3:
+        raise ValueError(f"Pixels are uint8 RGB, shape (..., 3), not {pixels.dtype} {pixels.shape}.")
+    return pixels

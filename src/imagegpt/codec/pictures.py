@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -41,15 +43,18 @@ class Framing:
     def __post_init__(self) -> None:
         for name in ("height", "width"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"The grid's {name} must be a whole number of at least 1, not {value!r}.")
+        if self.resample not in list(Image.Resampling):
+            raise InputError(f"resample must be the number of a PIL filter, 0 to 5, not {self.resample!r}.")
         if self.crop not in ("none", "center"):
             raise InputError(f'crop must be "none" or "center", not {self.crop!r}.')
 
     def cut(self, image: Image.Image) -> Image.Image:
         """The part of the picture that the grid will show, in the picture's own resolution."""
         left, top, right, bottom = self._box(image.size)
-        return image.crop((round(left), round(top), round(right), round(bottom)))
+        left, top = math.floor(left), math.floor(top)
+        return image.crop((left, top, max(left + 1, round(right)), max(top + 1, round(bottom))))
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
         """Crop and resize an RGB picture: (height, width, 3) uint8."""
@@ -89,7 +94,8 @@ def read_picture(source: Picture) -> Image.Image:
     if isinstance(source, bytes):
         return _open(io.BytesIO(source), "The bytes given")
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "The image")
+        with _damage_told("The image"):
+            return _to_rgb(source, "The image")
     return array_to_image(source)
 
 
@@ -112,7 +118,8 @@ def read_pictures(sources: Picture | Iterable[Picture]) -> list[Image.Image]:
 def array_to_image(array: Any) -> Image.Image:
     """An RGB image from a numpy array or a torch tensor; see `read_picture` for what is accepted."""
     if hasattr(array, "detach"):
-        array = array.detach().cpu().numpy()
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
     pixels = np.asarray(array)
     if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or 0 in pixels.shape:
         raise InputError(f"An array of {pixels.dtype} with shape {pixels.shape} is no picture.")
@@ -143,7 +150,7 @@ def _to_uint8(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _read_file(path: Path) -> Image.Image:
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, it takes a name that is too long for an absent file
         raise InputError(f"{path}: there is no such file.")
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a picture.")
@@ -151,12 +158,18 @@ def _read_file(path: Path) -> Image.Image:
 
 
 def _open(file: Path | io.BytesIO, name: str) -> Image.Image:
+    with _damage_told(name), Image.open(file) as image:
+        return _to_rgb(image, name)
+
+
+@contextmanager
+def _damage_told(name: str) -> Iterator[None]:
+    """Turn what PIL raises into one sentence about the picture."""
     try:
         with warnings.catch_warnings():
             # PIL warns at half of its limit; between the two a picture is large, but no bomb.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                return _to_rgb(image, name)
+            yield
     except Image.DecompressionBombError:
         raise InputError(f"{name}: the picture has too many pixels to be opened safely; shrink it first.") from None
     except UnidentifiedImageError:
@@ -176,9 +189,26 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image = Image.fromarray(_to_uint8(np.asarray(image)))
+        image = _deep_grey(image)
+    if image.mode in ("La", "RGBa"):  # premultiplied alpha
+        image = _unpremultiplied(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (*WHITE, 255))
         image = Image.alpha_composite(white, image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits as 8 bits; a transparent value becomes white."""
+    values = np.asarray(image)
+    pixels = _to_uint8(values)
+    if "transparency" in image.info:
+        pixels = np.where(values == image.info["transparency"], np.uint8(255), pixels)
+    return Image.fromarray(pixels)
+
+
+def _unpremultiplied(image: Image.Image) -> Image.Image:
+    *colors, alpha = (np.asarray(band, np.float64) for band in image.split())
+    scaled = [np.rint(color * 255 / np.maximum(alpha, 1)).clip(0, 255) for color in colors]
+    return Image.fromarray(np.stack([*scaled, alpha], 2).astype(np.uint8))

@@ -16,17 +16,23 @@ from imagegpt.sequence import with_sos
 from imagegpt.spec import ModelSpec
 
 
+class Rows(Protocol):
+    """Sequences on their way; the layout of the cache behind them is the backend's own business."""
+
+    logits_BK: NDArray[np.floating]
+
+    def step(self, ids_B: NDArray[np.int64]) -> None:
+        """Append one id to each row; `logits_BK` are then those of the next."""
+        ...
+
+
 class Backend(Protocol):
-    """What a backend offers; the layout of its cache is its own business."""
+    """What a backend offers. It holds no state of its own: several decodings may go on at once."""
 
     spec: ModelSpec
 
-    def prefill(self, inputs_RP: NDArray[np.int64], rows_B: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Begin: run R prompts (SOS first) and give row b the state of prompt `rows_B[b]`; the logits (B, K)."""
-        ...
-
-    def step(self, ids_B: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Append one id to each row; the logits (B, K) of the next."""
+    def prefill(self, inputs_RP: NDArray[np.int64], rows_B: NDArray[np.int64]) -> Rows:
+        """Begin: run R prompts (SOS first), and make row b a continuation of prompt `rows_B[b]`."""
         ...
 
 
@@ -54,11 +60,11 @@ def decode(
     length, given = backend.spec.n_positions, prompt_RP.shape[1]
     ids_BT = np.empty((len(rows_B), length), np.int64)
     ids_BT[:, :given] = prompt_RP[rows_B]
-    logits_BK = backend.prefill(with_sos(prompt_RP, backend.spec.sos), rows_B)
+    rows = backend.prefill(with_sos(prompt_RP, backend.spec.sos), rows_B)
     for position in range(given, length):
-        ids_BT[:, position] = sampling.choose(logits_BK, uniforms_BT[:, position])
+        ids_BT[:, position] = sampling.choose(rows.logits_BK, uniforms_BT[:, position])
         if on_step is not None:
             on_step(len(rows_B))
         if position + 1 < length:
-            logits_BK = backend.step(ids_BT[:, position])
+            rows.step(ids_BT[:, position])
     return ids_BT

@@ -55,38 +55,42 @@ class TorchBackend:
     def __init__(self, model: ImageGPTForCausalImageModeling) -> None:
         self.model = model
         self.spec = model.config.spec
-        self._cache: StaticCache | None = None
 
     @torch.inference_mode()
-    def prefill(self, inputs_RP: NDArray[np.int64], rows_B: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Run the prompts, and give each row its prompt's state; the logits (B, K) float32."""
-        prompts = self._new_cache(inputs_RP.shape[0], inputs_RP.shape[1])
-        logits_RK = self._run(self._to_device(inputs_RP), prompts)
-        rows = self._to_device(rows_B)
-        self._cache = self._new_cache(len(rows_B), self.spec.n_positions)
-        self._cache.adopt(prompts, rows)
-        return logits_RK[rows].float().cpu().numpy()
+    def prefill(self, inputs_RP: NDArray[np.int64], rows_B: NDArray[np.int64]) -> TorchRows:
+        """Run the prompts, and give each row its prompt's state."""
+        prompts = self.new_cache(*inputs_RP.shape)
+        logits_RK = self.run(inputs_RP, prompts)
+        cache = self.new_cache(len(rows_B), self.spec.n_positions)
+        cache.adopt(prompts, torch.from_numpy(rows_B).to(self.model.device))
+        return TorchRows(self, cache, logits_RK[rows_B])
 
     @torch.inference_mode()
-    def step(self, ids_B: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Append one id to each row; the logits (B, K) float32."""
-        if self._cache is None:
-            raise RuntimeError("step was called before prefill.")
-        return self._run(self._to_device(ids_B[:, None]), self._cache).float().cpu().numpy()
-
-    def _run(self, ids: torch.Tensor, cache: StaticCache) -> torch.Tensor:
+    def run(self, ids: NDArray[np.int64], cache: StaticCache) -> NDArray[np.float32]:
+        """Append ids (B, new) to the cache; the logits (B, K) after the last one, float32."""
         trunk = self.model.transformer
         end = cache.length + ids.shape[1]
-        x = trunk.wte(ids) + trunk.wpe.weight[cache.length : end]
+        inputs = torch.from_numpy(np.ascontiguousarray(ids)).to(self.model.device)
+        x = trunk.wte(inputs) + trunk.wpe.weight[cache.length : end]
         for block in trunk.h:
             # No mask: a prompt starts an empty cache, so it is plainly causal, and a single id sees all before it.
             x, _ = block(x, cache)
         cache.length = end
-        return self.model.lm_head(trunk.ln_f(x[:, -1]))
+        return self.model.lm_head(trunk.ln_f(x[:, -1])).float().cpu().numpy()
 
-    def _new_cache(self, rows: int, length: int) -> StaticCache:
+    def new_cache(self, rows: int, length: int) -> StaticCache:
+        """An empty cache of the model's shape, dtype and device."""
         spec = self.spec
         return StaticCache(spec.n_layer, rows, spec.n_head, length, spec.head_width, self.model.lm_head.weight)
 
-    def _to_device(self, ids: NDArray[np.int64]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(ids)).to(self.model.device)
+
+class TorchRows:
+    """Sequences on their way; see `imagegpt.engine.decode.Rows`."""
+
+    def __init__(self, backend: TorchBackend, cache: StaticCache, logits_BK: NDArray[np.float32]) -> None:
+        self.logits_BK = logits_BK
+        self._backend, self._cache = backend, cache
+
+    def step(self, ids_B: NDArray[np.int64]) -> None:
+        """Append one id to each row."""
+        self.logits_BK = self._backend.run(ids_B[:, None], self._cache)

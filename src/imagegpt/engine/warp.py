@@ -34,8 +34,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature must be a finite number of at least 0, not {self.temperature}.")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k must be at least 1, not {self.top_k}; leave it out for all colours.")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise InputError(
+                f"top_k must be a whole number of at least 1, not {self.top_k}; leave it out for all colours."
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
 
@@ -52,7 +54,9 @@ class Sampling:
 
     def probabilities(self, logits_BK: NDArray[np.floating]) -> NDArray[np.float64]:
         """The distribution that `choose` draws from: float64, rows sum to 1. Needs a temperature above 0."""
-        scaled_BK = logits_BK.astype(np.float64) / self.temperature
+        logits_BK = logits_BK.astype(np.float64)
+        with np.errstate(over="ignore"):  # the lowest temperatures: minus infinity is right
+            scaled_BK = (logits_BK - logits_BK.max(1, keepdims=True)) / self.temperature
         if self.top_k is not None:
             scaled_BK = keep_top_k(scaled_BK, self.top_k)
         probs_BK = softmax(scaled_BK)

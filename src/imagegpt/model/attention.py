@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from imagegpt.config import ImageGPTConfig
+from imagegpt.model.layers import ResidualProjection
 
 
 class KeyValueCache(Protocol):
@@ -80,7 +81,7 @@ class ImageGPTAttention(nn.Module):
         if spec.scale_attn_by_inverse_layer_idx:
             self.scaling /= layer_idx + 1
         self.c_attn = Conv1D(3 * spec.n_embd, spec.n_embd)
-        self.c_proj = Conv1D(spec.n_embd, spec.n_embd)
+        self.c_proj = ResidualProjection(spec.n_embd, spec.n_embd)
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 

@@ -33,6 +33,8 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__(config)
+        if config.tie_word_embeddings:
+            raise NotImplementedError("tie_word_embeddings=True is not supported yet: the head has no row for SOS.")
         self.transformer = ImageGPTModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size - 1, bias=False)
         self.post_init()

@@ -30,13 +30,17 @@ class ImageGPTRMSNorm(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension; dtype and shape stay."""
-        x32 = x_BTD.float()
+        x32 = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
         normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return (normed * self.weight).to(x_BTD.dtype)
 
     def extra_repr(self) -> str:
         """Width and eps, for printing the model."""
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class ResidualProjection(Conv1D):
+    """The linear layer that ends a sublayer: new ones start smaller, so the sum over all layers stays in bounds."""
 
 
 class ImageGPTMLP(nn.Module):
@@ -46,7 +50,9 @@ class ImageGPTMLP(nn.Module):
         super().__init__()
         inner = config.spec.inner_width
         self.c_fc = Conv1D(inner, config.n_embd)
-        self.c_proj = Conv1D(config.n_embd, inner)
+        self.c_proj = ResidualProjection(config.n_embd, inner)
+        if config.activation_function not in ACT2FN:
+            raise ValueError(f"activation_function {config.activation_function!r} is unknown to transformers.")
         self.act = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)
 

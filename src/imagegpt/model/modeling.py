@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model.attention import ImageGPTAttention, KeyValueCache
-from imagegpt.model.layers import ImageGPTMLP, ImageGPTRMSNorm
+from imagegpt.model.layers import ImageGPTMLP, ImageGPTRMSNorm, ResidualProjection
 
 
 class ImageGPTBlock(GradientCheckpointingLayer):
@@ -65,10 +65,9 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         std = self.config.initializer_range
         if isinstance(module, Conv1D):
-            init.normal_(module.weight, mean=0.0, std=std)
+            residual = isinstance(module, ResidualProjection)
+            init.normal_(module.weight, mean=0.0, std=std / math.sqrt(2 * self.config.n_layer) if residual else std)
             init.zeros_(module.bias)
-        elif isinstance(module, (ImageGPTAttention, ImageGPTMLP)):
-            init.normal_(module.c_proj.weight, mean=0.0, std=std / math.sqrt(2 * self.config.n_layer))
 
 
 class ImageGPTModel(ImageGPTPreTrainedModel):
@@ -86,6 +85,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
 
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__(config)
+        if config.add_cross_attention:
+            raise NotImplementedError("add_cross_attention=True is not supported yet.")
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
@@ -142,6 +143,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             raise ValueError('output_attentions needs attn_implementation="eager"; see set_attn_implementation.')
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
+        if self.gradient_checkpointing and self.training:
+            use_cache = False  # recomputing would append to the cache a second time
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 

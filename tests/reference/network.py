@@ -1,0 +1,51 @@
+"""ImageGPT in numpy and float64, one head and one query at a time, from a checkpoint's names (Chen et al. 2020)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "gelu": np.vectorize(lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))),
+    "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+}
+
+
+def norm(x, weight, eps):
+    """No centring, no bias."""
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+
+
+def attention(q_TH, k_TH, v_TH, scale):
+    """One head: id t sees ids 0..t."""
+    out = np.empty_like(v_TH)
+    for t in range(len(q_TH)):
+        scores = k_TH[: t + 1] @ q_TH[t] * scale
+        weights = np.exp(scores - scores.max())
+        out[t] = weights @ v_TH[: t + 1] / weights.sum()
+    return out
+
+
+def logits(state, config, ids):
+    """(T, K) logits of one row of ids; `state` maps a checkpoint's names to arrays."""
+    w = {name: np.asarray(value, np.float64) for name, value in state.items()}
+    eps, heads = config["layer_norm_epsilon"], config["n_head"]
+    x = w["transformer.wte.weight"][ids] + w["transformer.wpe.weight"][: len(ids)]
+    head_width = x.shape[1] // heads
+    for layer in range(config["n_layer"]):
+        at = f"transformer.h.{layer}."
+        scale = 1 / math.sqrt(head_width) if config["scale_attn_weights"] else 1.0
+        if config["scale_attn_by_inverse_layer_idx"]:
+            scale /= layer + 1
+        normed = norm(x, w[at + "ln_1.weight"], eps)
+        q, k, v = np.split(normed @ w[at + "attn.c_attn.weight"] + w[at + "attn.c_attn.bias"], 3, axis=1)
+        parts = [slice(n * head_width, (n + 1) * head_width) for n in range(heads)]
+        attended = np.concatenate([attention(q[:, part], k[:, part], v[:, part], scale) for part in parts], axis=1)
+        x = x + attended @ w[at + "attn.c_proj.weight"] + w[at + "attn.c_proj.bias"]
+        inner = norm(x, w[at + "ln_2.weight"], eps) @ w[at + "mlp.c_fc.weight"] + w[at + "mlp.c_fc.bias"]
+        inner = ACTIVATIONS[config["activation_function"]](inner)
+        x = x + inner @ w[at + "mlp.c_proj.weight"] + w[at + "mlp.c_proj.bias"]
+    return norm(x, w["transformer.ln_f.weight"], eps) @ w["lm_head.weight"].T

@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import struct
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from imagegpt import checkpoint
+from imagegpt.errors import InputError
+from imagegpt.spec import ModelSpec
+
+ONE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    """A model folder that a test may spoil."""
+    return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+@pytest.fixture
+def sharded(folder, tiny_model):
+    (folder / ONE).unlink()
+    tiny_model.save_pretrained(folder, max_shard_size="20KB")
+    return folder
+
+
+def check(folder):
+    checkpoint.check_weights(folder, checkpoint.read_spec(folder))
+
+
+def change_weights(folder, **changes):
+    """Replace tensors (dots are written __), or drop those that are None."""
+    state = load_file(folder / ONE)
+    for name, value in changes.items():
+        state.pop(name.replace("__", "."), None)
+        if value is not None:
+            state[name.replace("__", ".")] = value
+    save_file(state, folder / ONE)
+
+
+def change_index(folder, change):
+    index = json.loads((folder / INDEX).read_text())
+    change(index)
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def refuses(folder, *words):
+    """An InputError that names the folder and all words."""
+    with pytest.raises(InputError) as error:
+        check(folder)
+    for word in (str(folder), *words):
+        assert word in str(error.value)
+
+
+# Which folder.
+
+
+def test_the_embedded_model_is_found_by_name():
+    folder = checkpoint.find_model("nano")
+    assert folder == Path(checkpoint.__file__).parent / "weights" / "nano"
+
+
+def test_a_folder_is_found_as_str_path_and_from_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for name in (folder, str(folder), "~/model"):
+        assert checkpoint.find_model(name) == folder
+
+
+def test_a_local_folder_goes_before_the_hub(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "owner" / "name").mkdir(parents=True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
+    assert checkpoint.find_model("owner/name") == Path("owner/name")
+
+
+@pytest.mark.parametrize("name", ["nanoo", "no/such/folder", "/no/such", "own er/name", "owner/"])
+def test_an_unknown_name_is_an_input_error_that_says_what_can_be_given(name, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the Hub was asked"))
+    with pytest.raises(InputError, match=f"no model '{name}'.*nano.*folder.*owner/name"):
+        checkpoint.find_model(name)
+
+
+def test_a_file_is_no_model(folder):
+    with pytest.raises(InputError, match=r"model\.safetensors is a file.*folder"):
+        checkpoint.find_model(folder / ONE)
+
+
+def test_a_hub_id_is_fetched_at_its_revision_and_without_the_other_files(folder, monkeypatch):
+    asked = []
+
+    def download(hub_id, **options):
+        asked.append((hub_id, options))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert checkpoint.find_model("owner/na.me-2", revision="v1") == folder
+    assert asked == [("owner/na.me-2", {"revision": "v1", "allow_patterns": checkpoint.HUB_FILES})]
+    assert not {"*.msgpack", "*.h5", "*"} & set(checkpoint.HUB_FILES)
+
+
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline\nmore"), OSError("offline"), None])
+def test_a_hub_id_that_cannot_be_fetched_is_an_input_error_of_one_line(error, monkeypatch):
+    def download(*_, **__):
+        raise error
+
+    if error is not None:  # else the Hub's own client, which tests/conftest.py has set offline
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(InputError, match="'owner/no-such-model'") as caught:
+        checkpoint.find_model("owner/no-such-model")
+    assert "Hub" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert error is None or str(caught.value).endswith("offline")
+
+
+@pytest.mark.parametrize("case", ["an error without a text", "a name too long for a file", "an unknown home"])
+def test_other_failures_of_finding_are_input_errors_too(case, monkeypatch):
+    def download(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    names = {"a name too long for a file": "a" * 300, "an unknown home": "~no-such-user/model"}
+    with pytest.raises(InputError):
+        checkpoint.find_model(names.get(case, "owner/name"))
+
+
+# config.json.
+
+
+def test_read_spec_reads_the_numbers(folder, tiny_config):
+    assert checkpoint.read_spec(folder) == tiny_config.spec
+    assert checkpoint.read_config(folder)["model_type"] == "imagegpt"
+
+
+def test_a_folder_without_config_is_an_input_error(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(InputError, match=rf"{re.escape(str(folder))} is no model folder.*config\.json"):
+        checkpoint.read_config(folder)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"not json"])
+def test_a_config_that_is_no_json_is_an_input_error(folder, content):
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.json can't be read"):
+        checkpoint.read_config(folder)
+
+
+def test_a_config_that_is_a_folder_is_an_input_error(folder):
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    with pytest.raises(InputError, match=r"config\.json can't be read"):
+        checkpoint.read_config(folder)
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "gpt2"}', "{}", "[]", "3", "null"])
+def test_a_config_of_another_model_is_an_input_error(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config\.json is not of an ImageGPT"):
+        checkpoint.read_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [({"n_embd": 33}, "divisible"), ({"n_layer": -2}, "n_layer"), ({"vocab_size": None}, "vocab_size")],
+    ids=str,
+)
+def test_numbers_that_no_model_can_have_are_an_input_error_with_the_file_and_the_name(folder, change, word):
+    config = {**checkpoint.read_config(folder), **change}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"config\.json: .*{word}"):
+        checkpoint.read_spec(folder)
+
+
+# Weights.
+
+
+def test_expected_shapes_are_the_parameters_of_the_network(tiny_model, tiny_config):
+    actual = {name: tuple(parameter.shape) for name, parameter in tiny_model.named_parameters()}
+    assert checkpoint.expected_shapes(tiny_config.spec) == actual
+
+
+def test_stored_tensors_reads_names_types_and_shapes(folder, tiny_model):
+    stored = checkpoint.stored_tensors(folder)
+    assert stored == {name: ("F32", tuple(value.shape)) for name, value in tiny_model.state_dict().items()}
+
+
+def test_stored_tensors_of_shards_are_those_of_one_file(tiny_folder, sharded):
+    assert len(list(sharded.glob("*.safetensors"))) > 2
+    assert checkpoint.stored_tensors(sharded) == checkpoint.stored_tensors(tiny_folder)
+
+
+def test_stored_tensors_leaves_out_the_masks_of_old_files_and_nothing_else(folder):
+    before = checkpoint.stored_tensors(folder)
+    masks = {"transformer__h__0__attn__bias": torch.ones(2), "transformer__h__1__attn__masked_bias": torch.ones(1)}
+    change_weights(folder, **masks)
+    assert checkpoint.stored_tensors(folder) == before
+    assert "transformer.h.0.attn.c_attn.bias" in before
+    check(folder)
+
+
+def test_old_files_are_left_to_the_loader(folder, tiny_config):
+    (folder / ONE).rename(folder / "pytorch_model.bin")
+    assert checkpoint.weights_file(folder).name == "pytorch_model.bin"
+    assert checkpoint.stored_tensors(folder) is None
+    checkpoint.check_weights(folder, tiny_config.spec)
+
+
+def test_safetensors_go_before_old_files(folder):
+    for name in ("pytorch_model.bin", INDEX):
+        (folder / name).write_bytes(b"")
+    assert checkpoint.weights_file(folder).name == ONE
+
+
+def test_a_folder_without_weights_is_an_input_error(folder):
+    (folder / ONE).unlink()
+    refuses(folder, "has no weights", ONE, "pytorch_model.bin")
+
+
+def test_a_missing_tensor_is_named(folder):
+    change_weights(folder, transformer__h__1__mlp__c_fc__bias=None)
+    refuses(folder, "transformer.h.1.mlp.c_fc.bias", "(128,)")
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (96, 32), (3072,)])
+def test_a_wrong_shape_is_named_with_both_shapes(folder, shape):
+    change_weights(folder, transformer__h__0__attn__c_attn__weight=torch.zeros(shape))
+    refuses(folder, "transformer.h.0.attn.c_attn.weight", str(shape), "(32, 96)")
+
+
+def test_weights_of_another_size_are_refused(folder):
+    with pytest.raises(InputError, match="shape"):
+        checkpoint.check_weights(folder, ModelSpec(vocab_size=17, n_positions=64, n_embd=48, n_layer=2, n_head=2))
+
+
+def test_a_missing_shard_is_named(sharded):
+    shard = sorted(sharded.glob("*.safetensors"))[1]
+    shard.unlink()
+    refuses(sharded, "lacks the shard", shard.name)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "sub/model.safetensors", "..", ""])
+def test_a_shard_outside_of_the_folder_is_refused(sharded, name):
+    shutil.copy(next(sharded.glob("*.safetensors")), sharded.parent / "secret.safetensors")
+    (sharded / "sub").mkdir()
+    shutil.copy(next(sharded.glob("*.safetensors")), sharded / "sub" / "model.safetensors")
+    change_index(sharded, lambda index: index["weight_map"].update({"lm_head.weight": name}))
+    refuses(sharded, "shard", name)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "3", "{}", '{"weight_map": 3}', '{"weight_map": ["a"]}', '{"weight_map": {"a": []}}']
+)
+def test_an_index_that_is_none_is_an_input_error(sharded, content):
+    (sharded / INDEX).write_text(content)
+    refuses(sharded, INDEX, "is no index")
+
+
+def header_of(path):
+    (length,) = struct.unpack("<Q", path.read_bytes()[:8])
+    return json.loads(path.read_bytes()[8 : 8 + length])
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 100, -4, -1])
+def test_a_truncated_file_is_an_input_error(folder, length):
+    path = folder / ONE
+    path.write_bytes(path.read_bytes()[:length])
+    refuses(folder, ONE, "damaged")
+
+
+def test_a_file_that_is_too_long_is_an_input_error(folder):
+    path = folder / ONE
+    whole = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"more")
+    refuses(folder, ONE, str(whole), str(whole + 4))
+
+
+def test_a_truncated_shard_is_named(sharded):
+    shard = sorted(sharded.glob("*.safetensors"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    refuses(sharded, shard.name, "damaged")
+
+
+def write_header(path, text):
+    raw = text.encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "3", '{"a": 3}', '{"a": {}}', '{"a": {"data_offsets": [0, "9"]}}', '{"a": {"data_offsets": [0, 0]}}', "{"],
+)
+def test_a_header_that_is_none_is_an_input_error(folder, text):
+    write_header(folder / ONE, text)
+    refuses(folder, ONE, "damaged")
+
+
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", b"\xff" * 99]
+)
+def test_what_is_no_safetensors_file_is_refused_without_reading_its_length(folder, content):
+    (folder / ONE).write_bytes(content)
+    refuses(folder, ONE, "damaged")
+
+
+def test_offsets_without_an_end_are_an_input_error(folder):
+    write_header(folder / ONE, '{"a": {"dtype": "F32", "shape": [], "data_offsets": [0]}}')
+    refuses(folder, ONE, "damaged")
+
+
+def test_a_shard_that_is_no_name_is_an_input_error(sharded):
+    change_index(sharded, lambda index: index.update(weight_map=dict.fromkeys(index["weight_map"], 3)))
+    refuses(sharded, INDEX)
+
+
+def test_an_old_shard_outside_of_the_folder_is_refused(folder, tiny_model):
+    (folder / ONE).unlink()
+    torch.save(tiny_model.state_dict(), folder.parent / "outside.bin")
+    weight_map = dict.fromkeys(tiny_model.state_dict(), "../outside.bin")
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    refuses(folder, "../outside.bin")

@@ -1,0 +1,111 @@
+"""The model that comes with the package: its files, its numbers, and that it paints."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagegpt.checkpoint import EMBEDDED, expected_shapes, read_spec, stored_tensors
+from imagegpt.codec.preprocessor_file import load_preprocessor
+from imagegpt.pipeline import ImageGPT
+from imagegpt.spec import SIZES
+
+FOLDER = EMBEDDED["nano"]
+VALIDATION = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "cifar10" / "validation.parquet"
+PICTURES = 64
+
+
+@pytest.fixture(scope="module")
+def nano() -> ImageGPT:
+    return ImageGPT.from_pretrained("nano", device="cpu")
+
+
+def test_the_weights_are_small_enough_for_a_wheel():
+    files = list(FOLDER.glob("*.safetensors"))
+    assert [file.name for file in files] == ["model.safetensors"]
+    assert 0 < files[0].stat().st_size <= 16 * 2**20
+
+
+def test_it_is_the_nano_of_the_table():
+    assert read_spec(FOLDER) == SIZES["nano"]
+    assert (SIZES["nano"].n_embd, SIZES["nano"].n_layer, SIZES["nano"].n_positions) == (192, 8, 1024)
+
+
+def test_the_grid_is_32_by_32_with_512_different_colours():
+    codec, framing = load_preprocessor(FOLDER)
+    assert (framing.height, framing.width, len(codec)) == (32, 32, 512)
+    assert len(np.unique(codec.clusters, axis=0)) == 512
+    assert np.abs(codec.clusters).max() <= 1.01
+
+
+def test_the_file_holds_just_the_parameters():
+    stored = stored_tensors(FOLDER)
+    assert stored is not None
+    assert {name: shape for name, (_, shape) in stored.items()} == expected_shapes(SIZES["nano"])
+
+
+def test_the_weights_are_finite_and_not_all_zero(nano):
+    for name, parameter in nano.model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.isfinite(parameter).all(), name
+        if name.endswith("weight"):
+            assert parameter.abs().max() > 0, name
+
+
+def test_the_header_says_that_torch_wrote_it():
+    # transformers refuses a file without this entry
+    with (FOLDER / "model.safetensors").open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        assert json.loads(file.read(length))["__metadata__"]["format"] == "pt"
+
+
+def test_transformers_own_class_loads_it_and_agrees(nano):
+    from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImageModeling
+
+    theirs, info = ImageGPTForCausalImageModeling.from_pretrained(FOLDER, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    assert not info["unexpected_keys"]
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 512, (2, 40)))
+    with torch.inference_mode():
+        expected = theirs.eval()(ids, use_cache=False).logits
+        torch.testing.assert_close(nano.model(ids, use_cache=False).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_it_completes_a_picture(nano):
+    ramp = np.linspace(0, 255, 48).astype(np.uint8)
+    picture = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(90)), -1)
+    result = nano.complete(picture, keep=0.95, num_samples=2, seed=0)
+    assert result.given == 973
+    assert result.ids.shape == (2, 1024)
+    np.testing.assert_array_equal(result.ids[:, :973], nano.encode(picture).repeat(2, 0)[:, :973])
+    assert not np.array_equal(result.ids[0], result.ids[1])
+    assert [image.size for image in result.images[0]] == [(32, 32)] * 2
+
+
+def validation_pictures() -> list[Image.Image]:
+    if not VALIDATION.is_file():
+        pytest.skip(f"no CIFAR-10 at {VALIDATION}")
+    import pyarrow.parquet as parquet
+
+    rows = next(parquet.ParquetFile(VALIDATION).iter_batches(PICTURES, columns=["image"])).to_pylist()
+    return [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+
+
+def test_it_has_learnt_what_photographs_look_like(nano):
+    ids_BT = torch.from_numpy(nano.encode(validation_pictures()))
+    assert ids_BT.shape == (PICTURES, 1024)
+    with torch.inference_mode():
+        losses = [nano.model.image_loss(part).item() for part in ids_BT.split(8)]
+        shuffled = ids_BT[:8, torch.randperm(1024, generator=torch.Generator().manual_seed(0))]
+        without_order = nano.model.image_loss(shuffled).item()
+    # ln 512 = 6.24 is a guess; the same colours in a random order must be far more surprising
+    assert np.mean(losses) < 2.70
+    assert without_order > np.mean(losses[:1]) + 1
