@@ -14,7 +14,9 @@ from PIL import Image
 
 from imagegpt.checkpoint import EMBEDDED, expected_shapes, read_spec, stored_tensors
 from imagegpt.codec.preprocessor_file import load_preprocessor
+from imagegpt.engine.torch_backend import TorchBackend
 from imagegpt.pipeline import ImageGPT
+from imagegpt.sequence import with_sos
 from imagegpt.spec import SIZES
 
 FOLDER = EMBEDDED["nano"]
@@ -90,6 +92,26 @@ def test_it_completes_a_picture(nano):
     assert [image.size for image in result.images[0]] == [(32, 32)] * 2
 
 
+@torch.inference_mode()
+def test_steps_over_the_cache_equal_one_forward_at_all_1024_positions(nano):
+    ids_BT = np.random.default_rng(0).integers(0, 512, (1, 1024))
+    inputs = torch.from_numpy(with_sos(ids_BT[:, :-1], 512))
+    expected_TK = nano.model(inputs, use_cache=False).logits[0].numpy()
+    rows = TorchBackend(nano.model).prefill(inputs[:, :1].numpy(), np.array([0]))
+    for position in range(1023):
+        np.testing.assert_allclose(rows.logits_BK[0], expected_TK[position], atol=2e-4, rtol=0)
+        rows.step(ids_BT[:, position])
+    np.testing.assert_allclose(rows.logits_BK[0], expected_TK[1023], atol=2e-4, rtol=0)
+
+
+def test_the_card_says_what_was_measured():
+    figures = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert figures["pictures"] == 5000
+    assert f"**{figures['nats_per_token']}**" in card
+    assert figures["nats_per_token"] < 2.50 < figures["left_neighbour_nats_per_token"]
+
+
 def validation_pictures() -> list[Image.Image]:
     if not VALIDATION.is_file():
         pytest.skip(f"no CIFAR-10 at {VALIDATION}")
@@ -109,3 +131,31 @@ def test_it_has_learnt_what_photographs_look_like(nano):
     # ln 512 = 6.24 is a guess; the same colours in a random order must be far more surprising
     assert np.mean(losses) < 2.70
     assert without_order > np.mean(losses[:1]) + 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_cards_figure_comes_out_again(nano):
+    if not VALIDATION.is_file():
+        pytest.skip(f"no CIFAR-10 at {VALIDATION}")
+    import card
+    import train
+
+    ids_BT = nano.codec.encode(train.read_pictures(VALIDATION)).reshape(5000, -1)
+    figures = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))
+    assert card.nats_per_picture(nano, ids_BT, 20).mean() == pytest.approx(figures["nats_per_token"], abs=2e-4)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_the_small_size_that_transformers_saved_completes_a_photograph(tmp_path, monkeypatch, capsys):
+    from transformers.models.imagegpt.configuration_imagegpt import ImageGPTConfig
+    from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImageModeling
+
+    from imagegpt.cli.main import main
+
+    ImageGPTForCausalImageModeling(ImageGPTConfig()).save_pretrained(tmp_path / "small")
+    photo = Path(__file__).resolve().parents[1] / "examples" / "chelsea.jpg"
+    monkeypatch.chdir(tmp_path)
+    assert main(["complete", str(photo), "--model", "small", "--num", "1", "--keep", "0.9", "--out", "small.png"]) == 0
+    assert Image.open("small.png").size[0] > 3 * 128
+    assert "no preprocessor_config.json" in capsys.readouterr().err

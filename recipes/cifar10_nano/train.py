@@ -200,7 +200,7 @@ class Run:
         """Go on from the checkpoint, if there is one.
 
         Raises:
-            SystemExit: it was made by another recipe; only `steps` may differ.
+            SystemExit: it was made by another recipe; only `steps` may differ, and only before the decay has begun.
         """
         if not (self.out / CHECKPOINT).exists():
             return
@@ -209,6 +209,9 @@ class Run:
         changed = [name for name in ours if ours[name] != state["recipe"][name] and name != "steps"]
         if changed:
             raise SystemExit(f"{self.out} holds a run with another {changed[0]}; choose another --out.")
+        steps = {self.recipe.steps, state["recipe"]["steps"]}
+        if len(steps) > 1 and state["step"] > (1 - self.recipe.decay) * min(steps):
+            raise SystemExit(f"{self.out} holds a run whose decay has begun; its number of steps is settled.")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

@@ -70,6 +70,7 @@ class ImageGPT:
     def __init__(self, path: str | Path, device: str | None = None, dtype: str = "float32") -> None:
         self.path = Path(path)
         self.spec = checkpoint.read_spec(self.path)
+        checkpoint.weights_file(self.path)  # fail now, not at the first sample
         self.codec, self.framing = load_palette(self.path, self.spec)
         if len(self.codec) != self.spec.num_colors:
             raise InputError(

@@ -84,6 +84,16 @@ def test_another_recipe_in_the_same_folder_is_refused(data, tmp_path):
     assert "another seed" in result.stderr and "Traceback" not in result.stderr
 
 
+def test_steps_may_change_before_the_decay_and_not_after(data, tmp_path):
+    assert run(data, tmp_path, "--stop-at", "3").returncode == 0
+    longer = [option if option != "12" else "20" for option in TINY]
+    command = [sys.executable, str(SCRIPT), "--data", str(data), "--out", str(tmp_path), *longer]
+    assert subprocess.run([*command, "--stop-at", "15"], capture_output=True, timeout=300).returncode == 0
+    result = run(data, tmp_path)
+    assert result.returncode != 0
+    assert "decay has begun" in result.stderr
+
+
 def test_batches_are_a_function_of_seed_and_step_and_cover_an_epoch():
     ids = torch.arange(24, dtype=torch.int32)[:, None].expand(24, 16).contiguous()
     recipe = train.Recipe(batch=4)

@@ -1,0 +1,5 @@
+"""python -m imagegpt"""
+
+from imagegpt.cli.main import entry
+
+entry()
