@@ -120,15 +120,15 @@ class ModelSpec:
         return embeddings + self.n_layer * (attention + mlp + 2 * width) + width
 
 
-# small, medium, large: Chen et al. 2020, "Generative Pretraining from Pixels", section 4 and OpenAI's released
-# command lines. xl was never released and its heads are not published: 16 is our choice. nano is ours: the embedded
-# model, made by recipes/cifar10_nano.
+# small, medium, large, xl: Chen et al. 2020, "Generative Pretraining from Pixels", section 4, and OpenAI's released
+# command lines. The counts are `num_parameters`: HF's layout has biases that OpenAI's linear layers lack. xl was never
+# released and its heads are not published: 16 is our choice. nano is ours: the embedded model, recipes/cifar10_nano.
 SIZES: dict[str, ModelSpec] = {
-    "nano": ModelSpec(n_embd=192, n_layer=8, n_head=3),
-    "small": ModelSpec(n_embd=512, n_layer=24, n_head=8),
-    "medium": ModelSpec(n_embd=1024, n_layer=36, n_head=8),
-    "large": ModelSpec(n_embd=1536, n_layer=48, n_head=16),
-    "xl": ModelSpec(n_embd=3072, n_layer=60, n_head=16),
+    "nano": ModelSpec(n_embd=192, n_layer=8, n_head=3),  # 3.9 M
+    "small": ModelSpec(n_embd=512, n_layer=24, n_head=8),  # 76.7 M; the paper says 76 M
+    "medium": ModelSpec(n_embd=1024, n_layer=36, n_head=8),  # 455 M; 455 M
+    "large": ModelSpec(n_embd=1536, n_layer=48, n_head=16),  # 1.363 G; 1.4 G
+    "xl": ModelSpec(n_embd=3072, n_layer=60, n_head=16),  # 6.803 G; 6.8 G
 }
 
 
