@@ -2,10 +2,11 @@
 
     python recipes/cifar10_nano/train.py --data DIR --out runs/nano
 
-DIR holds train.parquet and validation.parquet in the Hugging Face layout (image bytes). The time and the figure that
-this reaches stand in the model card, src/imagegpt/weights/nano/README.md. Ctrl-C or a kill loses at most the steps
-since the last checkpoint; the same command goes on from there. The step size is constant until the last `decay` part
-of the run, so a run may be given more or fewer steps as long as its decay has not begun.
+DIR holds train.parquet and validation.parquet in the Hugging Face layout (image bytes). On CIFAR-10's pictures this
+reaches 1.84 nats/token in 87 minutes on two CPU cores with bfloat16 units (AMX); elsewhere --dtype float32 may be
+faster. Ctrl-C loses nothing and a kill the updates since the last checkpoint; the same command goes on from there.
+The step size is constant until the last `decay` part of the run, so a run may be given more or fewer steps as long as
+its decay has not begun.
 """
 
 from __future__ import annotations
