@@ -31,6 +31,7 @@ LAYERS = {
     "convert": 4,
     "studio": 5,
     "cli": 5,
+    "__main__": 6,
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

@@ -296,3 +296,8 @@ def test_the_console_script_exits_with_2(place):
     done = subprocess.run([script, "complete", "gone.png"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: gone.png: there is no such file.\n"
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "imagegpt", "--version"], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, f"imagegpt {__version__}")
