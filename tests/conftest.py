@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +58,9 @@ def tiny_folder(tiny_model, tmp_path_factory) -> Path:
     clusters = np.random.default_rng(0).uniform(-1, 1, (COLORS, 3))
     save_preprocessor(folder, PaletteCodec(clusters), Framing(*GRID))
     return folder
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    """A model folder that a test may spoil."""
+    return shutil.copytree(tiny_folder, tmp_path / "model")

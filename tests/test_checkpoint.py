@@ -21,12 +21,6 @@ INDEX = "model.safetensors.index.json"
 
 
 @pytest.fixture
-def folder(tiny_folder, tmp_path):
-    """A model folder that a test may spoil."""
-    return shutil.copytree(tiny_folder, tmp_path / "model")
-
-
-@pytest.fixture
 def sharded(folder, tiny_model):
     (folder / ONE).unlink()
     tiny_model.save_pretrained(folder, max_shard_size="20KB")

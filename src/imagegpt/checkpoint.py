@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from imagegpt.errors import InputError
+from imagegpt.errors import InputError, reason
 from imagegpt.spec import ModelSpec
 
 EMBEDDED = {"nano": Path(__file__).parent / "weights" / "nano"}
@@ -56,9 +56,8 @@ def _fetch(hub_id: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"There is no folder {hub_id!r}, and it can't be fetched from the Hugging Face Hub: {reason}"
+            f"There is no folder {hub_id!r}, and it can't be fetched from the Hugging Face Hub: {reason(error)}"
         ) from None
 
 

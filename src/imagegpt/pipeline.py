@@ -21,7 +21,7 @@ from imagegpt.codec.preprocessor_file import NAME as PREPROCESSOR
 from imagegpt.codec.preprocessor_file import load_preprocessor
 from imagegpt.engine.decode import Backend, decode
 from imagegpt.engine.warp import Sampling, uniforms
-from imagegpt.errors import InputError
+from imagegpt.errors import InputError, reason
 from imagegpt.sequence import flatten, prompt_length, unflatten
 from imagegpt.spec import ModelSpec
 
@@ -281,5 +281,5 @@ def _torch_device(name: str | None):
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"The device {name!r} can't be used here: {str(error).splitlines()[0]}") from None
+        raise InputError(f"The device {name!r} can't be used here: {reason(error)}") from None
     return device

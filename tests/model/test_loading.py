@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 
 import pytest
 import torch
@@ -15,12 +14,6 @@ from imagegpt.model.loading import load_generative
 
 CPU = torch.device("cpu")
 OLD = "pytorch_model.bin"
-
-
-@pytest.fixture
-def folder(tiny_folder, tmp_path):
-    """A model folder that a test may spoil."""
-    return shutil.copytree(tiny_folder, tmp_path / "model")
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from imagegpt.cli.output import Output, PaintOptions, Whole, painting, report
+from imagegpt.cli.output import Output, PaintOptions, Whole, check_num, painting, report
 from imagegpt.codec.pictures import read_pictures
-from imagegpt.errors import InputError
 from imagegpt.sheet import completion_sheet, hide
 
 
@@ -37,8 +36,7 @@ def complete(
     options = options or PaintOptions()
     facts = {"command": "complete", "images": [Path(path).name for path in images], "keep": keep, "num": num}
     output = Output(out, facts | {"model": options.model} | options.sampling())
-    if num < 1:
-        raise InputError(f"--num must be at least 1, not {num}.")
+    check_num(num)
     pictures = read_pictures(images)
     model = options.open()
     began = time.perf_counter()
@@ -58,8 +56,7 @@ def complete(
         inputs = [model.framing.cut(picture) for picture in pictures]
         written = [output.save(None, completion_sheet(inputs, seen, result.images))]
     record = {"written": written, "seed": result.seed, "given": result.given, "seconds": round(seconds, 3)}
-    what = written[0] if len(written) == 1 else f"{len(written)} pictures in {output.path}"
-    report(options.json, {**facts, "model": options.model, **record}, f"{what} ({seconds:.1f} s)")
+    report(options, output, facts | record)
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -145,10 +145,18 @@ def painting(words: str) -> Iterator[OnProgress]:
         yield on_progress
 
 
-def report(as_json: bool, record: dict[str, Any], sentence: str) -> None:
-    """Print the result: JSON for programs, a sentence for people."""
-    if as_json:
-        json.dump(record, sys.stdout, indent=2)
+def check_num(num: int) -> None:
+    """Refuse a number of samples below 1, in the words of the command line."""
+    if num < 1:
+        raise InputError(f"--num must be at least 1, not {num}.")
+
+
+def report(options: PaintOptions, output: Output, record: dict[str, Any]) -> None:
+    """Print what was written: JSON for programs, a sentence for people."""
+    if options.json:
+        json.dump({"model": options.model, **record}, sys.stdout, indent=2)
         sys.stdout.write("\n")
-    else:
-        Console(soft_wrap=True).print(sentence, highlight=False, markup=False)
+        return
+    written = record["written"]
+    what = written[0] if len(written) == 1 else f"{len(written)} pictures in {output.path}"
+    Console(soft_wrap=True).print(f"{what} ({record['seconds']:.1f} s)", highlight=False, markup=False)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 
-from imagegpt.cli.output import Output, PaintOptions, Whole, painting, report
-from imagegpt.errors import InputError
+from imagegpt.cli.output import Output, PaintOptions, Whole, check_num, painting, report
 from imagegpt.sheet import sample_sheet
 
 
@@ -17,10 +16,9 @@ def sample(*, num: Whole = 16, out: str = "samples.png", options: PaintOptions |
         out: a sheet (.png, .webp, .jpg), or a folder (with a / at its end) for single pictures.
     """
     options = options or PaintOptions()
-    facts = {"command": "sample", "num": num, "model": options.model}
-    output = Output(out, facts | options.sampling())
-    if num < 1:
-        raise InputError(f"--num must be at least 1, not {num}.")
+    facts = {"command": "sample", "num": num}
+    output = Output(out, facts | {"model": options.model} | options.sampling())
+    check_num(num)
     model = options.open()
     began = time.perf_counter()
     with painting("painting") as progress:
@@ -33,5 +31,4 @@ def sample(*, num: Whole = 16, out: str = "samples.png", options: PaintOptions |
     else:
         written = [output.save(None, sample_sheet(images))]
     record = {"written": written, "seed": result.seed, "seconds": round(seconds, 3)}
-    what = written[0] if len(written) == 1 else f"{len(written)} pictures in {output.path}"
-    report(options.json, {**facts, **record}, f"{what} ({seconds:.1f} s)")
+    report(options, output, facts | record)

@@ -11,7 +11,7 @@ import torch
 from transformers.utils import logging
 
 from imagegpt.checkpoint import check_weights, read_spec, weights_file
-from imagegpt.errors import InputError
+from imagegpt.errors import InputError, reason
 from imagegpt.model.heads import ImageGPTForCausalImageModeling
 
 
@@ -35,8 +35,7 @@ def load_generative(folder: Path, dtype: torch.dtype, device: torch.device) -> I
         model, info = loaded
     # A damaged .bin makes the unpickler raise nearly anything; safetensors were checked above.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{weights_file(folder)} can't be loaded: {reason}") from error
+        raise InputError(f"{weights_file(folder)} can't be loaded: {reason(error)}") from error
     # transformers fills gaps with random numbers and goes on.
     wrong = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
     if wrong:
