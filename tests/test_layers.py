@@ -25,6 +25,7 @@ LAYERS = {
     "model": 1,
     "engine": 2,
     "pipeline": 3,
+    "registration": 3,
     "data": 3,
     "train": 4,
     "probe": 4,

@@ -14,15 +14,22 @@ if TYPE_CHECKING:
     from imagegpt.codec.processor import ImageGPTImageProcessor
     from imagegpt.config import ImageGPTConfig
     from imagegpt.errors import InputError
-    from imagegpt.model.heads import ImageGPTForCausalImageModeling
+    from imagegpt.model.heads import (
+        ImageGPTForCausalImageModeling,
+        ImageGPTForCausalLM,
+        ImageGPTForImageClassification,
+    )
     from imagegpt.model.modeling import ImageGPTModel, ImageGPTPreTrainedModel
     from imagegpt.pipeline import ImageGPT, Result
+    from imagegpt.registration import register
     from imagegpt.spec import SIZES, ModelSpec
 
 _HOMES = {
     "ImageGPT": "pipeline",
     "ImageGPTConfig": "config",
     "ImageGPTForCausalImageModeling": "model.heads",
+    "ImageGPTForCausalLM": "model.heads",
+    "ImageGPTForImageClassification": "model.heads",
     "ImageGPTImageProcessor": "codec.processor",
     "ImageGPTModel": "model.modeling",
     "ImageGPTPreTrainedModel": "model.modeling",
@@ -31,6 +38,7 @@ _HOMES = {
     "PaletteCodec": "codec.palette",
     "Result": "pipeline",
     "SIZES": "spec",
+    "register": "registration",
 }
 
 __version__ = _version("imagegpt")
@@ -39,6 +47,8 @@ __all__ = [
     "ImageGPT",
     "ImageGPTConfig",
     "ImageGPTForCausalImageModeling",
+    "ImageGPTForCausalLM",
+    "ImageGPTForImageClassification",
     "ImageGPTImageProcessor",
     "ImageGPTModel",
     "ImageGPTPreTrainedModel",
@@ -47,6 +57,7 @@ __all__ = [
     "PaletteCodec",
     "Result",
     "__version__",
+    "register",
 ]
 
 

@@ -105,11 +105,12 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         "transformer.wpe.weight": (spec.n_positions, width),
     }
     for layer in range(spec.n_layer):
+        attended = spec.heads(layer) * spec.head_width
         block = {
             "ln_1.weight": (width,),
-            "attn.c_attn.weight": (width, 3 * width),
-            "attn.c_attn.bias": (3 * width,),
-            "attn.c_proj.weight": (width, width),
+            "attn.c_attn.weight": (width, 3 * attended),
+            "attn.c_attn.bias": (3 * attended,),
+            "attn.c_proj.weight": (attended, width),
             "attn.c_proj.bias": (width,),
             "ln_2.weight": (width,),
             "mlp.c_fc.weight": (width, inner),

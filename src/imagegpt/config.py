@@ -27,12 +27,12 @@ class ImageGPTConfig(PreTrainedConfig):
         initializer_range (float, default 0.02): standard deviation of new weights.
         scale_attn_weights (bool, default True): divide the scores by the square root of the head width.
         use_cache (bool, default True): return keys and values for the next step.
-        tie_word_embeddings (bool, default False): share input and output embeddings; the paper unties them, and the
-            models refuse it for now.
+        tie_word_embeddings (bool, default False): the head is the embedding of the colours; the paper unties them.
         scale_attn_by_inverse_layer_idx (bool, default False): divide the scores by the layer's number too.
-        reorder_and_upcast_attn (bool, default False): scores in float32 under mixed precision.
-        add_cross_attention (bool, default False): a cross-attention sublayer in each block; the models refuse it
-            for now.
+        reorder_and_upcast_attn (bool, default False): scores in float32 under mixed precision. They always are here:
+            the old flag is kept for its file format.
+        add_cross_attention (bool, default False): a cross-attention sublayer in each block.
+        pruned_heads (dict, optional): layer -> attention heads that `prune_heads` cut out.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: a value of a wrong type, or numbers that no model can have.
@@ -46,6 +46,7 @@ class ImageGPTConfig(PreTrainedConfig):
     model_type = "imagegpt"
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = ATTRIBUTE_MAP
+    pruned_heads = None  # no field: a file shows it only where heads are gone
 
     vocab_size: int = ModelSpec.vocab_size
     n_positions: int = ModelSpec.n_positions
@@ -68,6 +69,13 @@ class ImageGPTConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Give `pruned_heads` whole numbers as keys again: JSON has made strings of them."""
+        pruned = kwargs.pop("pruned_heads", None)
+        if pruned:
+            self.pruned_heads = {int(layer): list(heads) for layer, heads in pruned.items()}
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_size(cls, name: str, **overrides: Any) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class ModelSpec:
         layer_norm_epsilon: added to the mean square in the norms.
         scale_attn_weights: divide the scores by the square root of the head width.
         scale_attn_by_inverse_layer_idx: divide them by the layer's number (from 1) too.
+        pruned_heads: layer -> attention heads that were cut out of it; `None` is none.
 
     Raises:
         ValueError: a number that no model can have, with the field's name.
@@ -57,6 +59,7 @@ class ModelSpec:
     layer_norm_epsilon: float = 1e-5
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
+    pruned_heads: Mapping[int, Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
@@ -69,6 +72,9 @@ class ModelSpec:
             raise ValueError("vocab_size must be at least 2: one colour and the start token.")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head}).")
+        for layer, heads in (self.pruned_heads or {}).items():
+            if not 0 <= int(layer) < self.n_layer or not set(heads) < set(range(self.n_head)):
+                raise ValueError(f"pruned_heads names layer {layer}, heads {heads}, of {self.n_layer} x {self.n_head}.")
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ModelSpec:
@@ -102,6 +108,12 @@ class ModelSpec:
         """H, the width of one attention head."""
         return self.n_embd // self.n_head
 
+    def heads(self, layer: int) -> int:
+        """How many attention heads layer `layer` has left."""
+        pruned = self.pruned_heads or {}
+        gone = pruned.get(layer) or pruned.get(str(layer)) or ()  # the keys of JSON are strings  # pyright: ignore
+        return self.n_head - len(set(gone))
+
     @property
     def square_grid(self) -> tuple[int, int]:
         """The grid `(height, width)` where nothing else names one: a square of `n_positions` ids."""
@@ -114,10 +126,11 @@ class ModelSpec:
     def num_parameters(self) -> int:
         """Parameters of the generative model in HF's layout (with biases), head included."""
         width, inner = self.n_embd, self.inner_width
-        attention = 3 * width * width + 3 * width + width * width + width
+        heads = sum(self.heads(layer) for layer in range(self.n_layer))
+        attention = heads * self.head_width * (4 * width + 3) + self.n_layer * width
         mlp = 2 * width * inner + inner + width
         embeddings = (self.vocab_size + self.n_positions + self.num_colors) * width
-        return embeddings + self.n_layer * (attention + mlp + 2 * width) + width
+        return embeddings + attention + self.n_layer * (mlp + 2 * width) + width
 
 
 # small, medium, large, xl: Chen et al. 2020, "Generative Pretraining from Pixels", section 4, and OpenAI's released

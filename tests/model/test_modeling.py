@@ -327,12 +327,6 @@ def test_more_ids_than_positions_is_a_value_error(model):
         model(random_ids(1, 1), past_key_values=full)
 
 
-def test_attention_maps_without_eager_attention_are_a_value_error(model):
-    model.set_attn_implementation("sdpa")
-    with pytest.raises(ValueError, match="eager"):
-        model(random_ids(1, 2), output_attentions=True)
-
-
 def test_a_misspelt_argument_is_a_type_error(model):
     with pytest.raises(TypeError, match="lables"):
         model(random_ids(1, 2), lables=random_ids(1, 2))

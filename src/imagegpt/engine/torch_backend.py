@@ -10,20 +10,22 @@ import torch
 from numpy.typing import NDArray
 
 from imagegpt.model.heads import ImageGPTForCausalImageModeling
+from imagegpt.spec import ModelSpec
 
 
 class StaticCache:
     """Keys and values of every layer, allocated once for all positions.
 
     Args:
-        layers, rows, heads, length, head_width: sizes.
+        spec: the model's numbers.
+        rows, length: sizes.
         like: a tensor with the wanted dtype and device.
     """
 
-    def __init__(self, layers: int, rows: int, heads: int, length: int, head_width: int, like: torch.Tensor) -> None:
-        shape = (layers, rows, heads, length, head_width)
-        self.keys = like.new_empty(shape)
-        self.values = like.new_empty(shape)
+    def __init__(self, spec: ModelSpec, rows: int, length: int, like: torch.Tensor) -> None:
+        shapes = [(rows, spec.heads(layer), length, spec.head_width) for layer in range(spec.n_layer)]
+        self.keys = [like.new_empty(shape) for shape in shapes]
+        self.values = [like.new_empty(shape) for shape in shapes]
         self.length = 0  # ids that are in the cache
 
     def update(
@@ -34,15 +36,16 @@ class StaticCache:
         The caller moves `length` on after the last layer.
         """
         end = self.length + key_states.shape[2]
-        self.keys[layer_idx, :, :, self.length : end] = key_states
-        self.values[layer_idx, :, :, self.length : end] = value_states
-        return self.keys[layer_idx, :, :, :end], self.values[layer_idx, :, :, :end]
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys[:, :, self.length : end] = key_states
+        values[:, :, self.length : end] = value_states
+        return keys[:, :, :end], values[:, :, :end]
 
     def adopt(self, prompts: StaticCache, rows: torch.Tensor) -> None:
         """Take over the states of other rows: row b those of row `rows[b]` of `prompts`."""
         end = self.length = prompts.length
-        self.keys[:, :, :, :end] = prompts.keys[:, rows, :, :end]
-        self.values[:, :, :, :end] = prompts.values[:, rows, :, :end]
+        for mine, given in zip([*self.keys, *self.values], [*prompts.keys, *prompts.values], strict=True):
+            mine[:, :, :end] = given[rows, :, :end]
 
 
 class TorchBackend:
@@ -74,14 +77,13 @@ class TorchBackend:
         x = trunk.wte(inputs) + trunk.wpe.weight[cache.length : end]
         for block in trunk.h:
             # No mask: a prompt starts an empty cache, so it is plainly causal, and a single id sees all before it.
-            x, _ = block(x, cache)
+            x, *_ = block(x, cache)
         cache.length = end
-        return self.model.lm_head(trunk.ln_f(x[:, -1])).float().cpu().numpy()
+        return self.model.logits(trunk.ln_f(x[:, -1])).float().cpu().numpy()
 
     def new_cache(self, rows: int, length: int) -> StaticCache:
         """An empty cache of the model's shape, dtype and device."""
-        spec = self.spec
-        return StaticCache(spec.n_layer, rows, spec.n_head, length, spec.head_width, self.model.lm_head.weight)
+        return StaticCache(self.spec, rows, length, like=self.model.lm_head.weight)
 
 
 class TorchRows:

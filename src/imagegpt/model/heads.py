@@ -1,103 +1,268 @@
-"""Heads on the trunk. Here the generative one; classification follows.
+"""Heads on the trunk: generation and classification.
 
-Shape suffixes: B batch, T tokens, D width, K colours.
+Shape suffixes: B batch, T tokens, D width, K colours, C classes.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-from transformers import GenerationMixin
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutputWithPast
 
 from imagegpt.config import ImageGPTConfig
+from imagegpt.model.generation import ImageGPTGenerationMixin
+from imagegpt.model.inputs import without_old_name
+from imagegpt.model.losses import class_loss, id_loss, next_ids
 from imagegpt.model.modeling import ImageGPTModel, ImageGPTPreTrainedModel
 
-IGNORED_LABEL = -100
 
-
-class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
+class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGenerationMixin):
     """ImageGPT with the head that predicts the next id: K outputs, SOS is never predicted.
 
     Args:
-        config: the configuration.
+        config: the configuration. With `tie_word_embeddings` the head is the embedding without SOS's row.
 
     Example:
         >>> import torch
+        >>> from imagegpt import ImageGPTConfig
         >>> config = ImageGPTConfig(n_embd=32, n_layer=2, n_head=2, n_positions=16)
         >>> model = ImageGPTForCausalImageModeling(config)
         >>> model(torch.full((1, 1), config.vocab_size - 1)).logits.shape
         torch.Size([1, 1, 512])
     """
 
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    accepts_loss_kwargs = True  # transformers' Trainer then passes num_items_in_batch
+
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__(config)
-        if config.tie_word_embeddings:
-            raise NotImplementedError("tie_word_embeddings=True is not supported yet: the head has no row for SOS.")
         self.transformer = ImageGPTModel(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size - 1, bias=False)
+        self.loss_type = "ForCausalLM"  # Trainer then counts the labels that a shifted loss counts
         self.post_init()
 
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: Cache | tuple | None = None,
         attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        head_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        cache_position: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithCrossAttentions | tuple:
+        """Run the network and its head; the arguments are those of `ImageGPTModel.forward`, and:
+
+        Args:
+            labels: (B, T) ids in either form. As documented by Hugging Face: equal to the inputs, and shifted inside,
+                so T inputs give the loss of T - 1 ids. Or the next ids: inputs SOS and the first T - 1 ids, labels
+                all T ids: the paper's loss, as `image_loss` gives it. -100 and SOS are ignored. With labels the
+                inputs may be SOS and all T ids: the last one is then only a label.
+            logits_to_keep: only the last so many positions' logits, or those at these indices; 0 for all.
+            shift_labels: (B, T) targets that are aligned with the positions already; they replace `labels`.
+            num_items_in_batch: labels that count in all batches of one update; the loss is then the sum over it.
+
+        Returns:
+            `loss` (with labels; a float32 scalar in nats, the mean over the labels that count, 0 if none does),
+            `logits` (B, T, K), and what the trunk returns.
+
+        Example:
+            >>> import torch
+            >>> from imagegpt import ImageGPTConfig
+            >>> config = ImageGPTConfig(vocab_size=17, n_embd=32, n_layer=2, n_head=2, n_positions=16)
+            >>> model = ImageGPTForCausalImageModeling(config).eval()
+            >>> ids = torch.randint(16, (2, 16))
+            >>> inputs = torch.cat([torch.full((2, 1), 16), ids[:, :-1]], 1)
+            >>> torch.allclose(model(inputs, labels=ids).loss, model.image_loss(ids))
+            True
+        """
+        input_ids = without_old_name(input_ids, pixel_values)
+        if shift_labels is None and labels is not None and self._is_picture_with_start(input_ids, past_key_values):
+            shift_labels = labels[:, 1:]
+            input_ids, attention_mask, token_type_ids, position_ids = (
+                None if given is None else given[:, :-1]
+                for given in (input_ids, attention_mask, token_type_ids, position_ids)
+            )
+        trunk = self.transformer(
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            cache_position=cache_position,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits_BTK = self.logits(trunk.last_hidden_state[:, kept])
+        sos = self.config.vocab_size - 1
+        targets = shift_labels
+        if targets is None and labels is not None:
+            targets = next_ids(labels, input_ids, sos)
+        if targets is not None and targets.shape[1] > logits_BTK.shape[1]:
+            targets = targets[:, kept]
+        output = CausalLMOutputWithCrossAttentions(
+            loss=None if targets is None else id_loss(logits_BTK, targets, sos, num_items_in_batch),
+            logits=logits_BTK,
+            past_key_values=trunk.past_key_values,
+            hidden_states=trunk.hidden_states,
+            attentions=trunk.attentions,
+            cross_attentions=trunk.cross_attentions,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """The head: states after the final norm to (B, T, K) logits. A tied head's row for SOS is cut off."""
+        return self.lm_head(x_BTD)[..., : self.config.vocab_size - 1]
+
+    def image_loss(self, ids_BT: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        """The paper's loss (section 2.1): the mean negative log-likelihood of all T ids, SOS first.
+
+        `labels` as Hugging Face documents them leave the first id out: T inputs predict T - 1 of them.
+
+        Args:
+            ids_BT: (B, T) int64, whole pictures of 0..K-1; T at most `n_positions`.
+            num_items_in_batch: the loss is the sum over so many ids instead of the mean.
+
+        Returns:
+            A float32 scalar in nats per token.
+        """
+        sos = self.config.vocab_size - 1
+        inputs_BT = torch.cat([ids_BT.new_full((len(ids_BT), 1), sos), ids_BT[:, :-1]], 1)
+        return self(inputs_BT, shift_labels=ids_BT, use_cache=False, num_items_in_batch=num_items_in_batch).loss
+
+    def _is_picture_with_start(self, ids: torch.Tensor | None, past: Any) -> bool:
+        return ids is not None and past is None and ids.ndim == 2 and ids.shape[1] == self.config.n_positions + 1
+
+
+# Its name in the first releases of transformers.
+ImageGPTForCausalLM = ImageGPTForCausalImageModeling
+
+
+class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
+    """ImageGPT with a classifier: the mean of the final norm's states (section 2.2), then a linear layer, no bias.
+
+    Args:
+        config: the configuration; `num_labels` or `id2label` name the classes, `problem_type` the loss.
+
+    Example:
+        >>> import torch
+        >>> from imagegpt import ImageGPTConfig
+        >>> config = ImageGPTConfig(n_embd=32, n_layer=2, n_head=2, n_positions=16, num_labels=10)
+        >>> ImageGPTForImageClassification(config)(torch.zeros(3, 16, dtype=torch.long)).logits.shape
+        torch.Size([3, 10])
+    """
+
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: ImageGPTConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels or 0
+        self.transformer = ImageGPTModel(config)
+        self.score = nn.Linear(config.n_embd, self.num_labels, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        past_key_values: Cache | tuple | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        head_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> CausalLMOutputWithPast | tuple:
-        """Run the network and its head; the arguments are those of `ImageGPTModel.forward`, and:
+        num_items_in_batch: torch.Tensor | int | None = None,
+        cache_position: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast | tuple:
+        """Classify; the arguments are those of `ImageGPTModel.forward`, and:
 
         Args:
-            labels: (B, T) ids, shifted inside: position t is compared with label t + 1. -100 and SOS are ignored.
+            attention_mask: (B, T), 0 for padding, which neither is attended to nor counts in the mean.
+            labels: (B,) classes; (B, C) of 0 and 1 for multi-label; numbers for regression. `config.problem_type`
+                decides; where it is not set, one output is a regression, whole numbers are classes, and other
+                numbers are multi-label.
+            num_items_in_batch: labels that count in all batches of one update; the loss is then the sum over it.
 
         Returns:
-            `loss` (with labels; a float32 scalar, the mean over the labels that count), `logits` (B, T, K), and
-            what the trunk returns.
+            `loss` (with labels; a float32 scalar), `logits` (B, C), and what the trunk returns.
         """
+        input_ids = without_old_name(input_ids, pixel_values)
         trunk = self.transformer(
             input_ids,
             past_key_values=past_key_values,
             attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
             position_ids=position_ids,
+            head_mask=head_mask,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
+            cache_position=cache_position,
+            **kwargs,
         )
-        logits_BTK = self.lm_head(trunk.last_hidden_state)
-        output = CausalLMOutputWithPast(
-            loss=None if labels is None else self._shifted_loss(logits_BTK, labels),
-            logits=logits_BTK,
+        logits_BC = self.score(_pool(trunk.last_hidden_state, attention_mask))
+        loss = None
+        if labels is not None:
+            loss = class_loss(logits_BC, labels, self._problem_type(labels), num_items_in_batch)
+        output = SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits_BC,
             past_key_values=trunk.past_key_values,
             hidden_states=trunk.hidden_states,
             attentions=trunk.attentions,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    def image_loss(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """The paper's loss (section 2.1): the mean negative log-likelihood of all T ids, SOS first.
+    def _problem_type(self, labels: torch.Tensor) -> str:
+        """The configured one, or, at the first labels, the one they show; it stays, as in transformers."""
+        if self.config.problem_type is None:
+            if self.config.num_labels == 1:
+                kind = "regression"
+            elif labels.is_floating_point():
+                kind = "multi_label_classification"
+            else:
+                kind = "single_label_classification"
+            self.config.problem_type = kind
+        return self.config.problem_type
 
-        Args:
-            ids_BT: (B, T) int64, whole pictures of 0..K-1; T at most `n_positions`.
 
-        Returns:
-            A float32 scalar in nats per token.
-        """
-        sos_B1 = ids_BT.new_full((len(ids_BT), 1), self.config.vocab_size - 1)
-        logits_BTK = self(torch.cat([sos_B1, ids_BT[:, :-1]], 1), use_cache=False).logits
-        return nn.functional.cross_entropy(logits_BTK.float().flatten(0, 1), ids_BT.flatten())
-
-    def _shifted_loss(self, logits_BTK: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-        targets = labels_BT[:, 1:].flatten()
-        targets = targets.masked_fill(targets == self.config.vocab_size - 1, IGNORED_LABEL)
-        logits = logits_BTK[:, :-1].float().flatten(0, 1)
-        total = nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED_LABEL, reduction="sum")
-        return total / (targets != IGNORED_LABEL).sum().clamp(min=1)
+def _pool(x_BTD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+    """The mean over the ids that are no padding, (B, D)."""
+    if mask_BS is None or mask_BS.ndim != 2:
+        return x_BTD.mean(1)
+    weights_BT1 = mask_BS[:, -x_BTD.shape[1] :, None].to(x_BTD.device) != 0
+    total_BD = (x_BTD * weights_BT1).sum(1, dtype=torch.float32)
+    return (total_BD / weights_BT1.sum(1).clamp(min=1)).to(x_BTD.dtype)

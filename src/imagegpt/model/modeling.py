@@ -1,36 +1,54 @@
 """The network: blocks, and the trunk that turns ids into hidden states.
 
-Shape suffixes: B batch, T tokens of this call, D width.
+Shape suffixes: B batch, T tokens of this call, S tokens attended to, D width, N heads, L layers.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
 
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model.attention import ImageGPTAttention, KeyValueCache
+from imagegpt.model.inputs import (
+    as_cache,
+    as_tuples,
+    check_inputs,
+    check_keywords,
+    embed,
+    head_masks,
+    positions_from_mask,
+    without_old_name,
+)
 from imagegpt.model.layers import ImageGPTMLP, ImageGPTRMSNorm, ResidualProjection
+
+logger = logging.get_logger(__name__)
 
 
 class ImageGPTBlock(GradientCheckpointingLayer):
-    """One pre-norm block: x + attention(norm(x)), then x + MLP(norm(x))."""
+    """One pre-norm block: x + attention(norm(x)), x + cross-attention(norm(x)) if there is any, x + MLP(norm(x))."""
 
     def __init__(self, config: ImageGPTConfig, layer_idx: int) -> None:
         super().__init__()
         self.ln_1 = ImageGPTRMSNorm(config.n_embd, config.layer_norm_epsilon)
         self.attn = ImageGPTAttention(config, layer_idx)
         self.ln_2 = ImageGPTRMSNorm(config.n_embd, config.layer_norm_epsilon)
+        if config.add_cross_attention:
+            self.crossattention = ImageGPTAttention(config, layer_idx, is_cross_attention=True)
+            self.ln_cross_attn = ImageGPTRMSNorm(config.n_embd, config.layer_norm_epsilon)
         self.mlp = ImageGPTMLP(config)
 
     def forward(
@@ -38,16 +56,22 @@ class ImageGPTBlock(GradientCheckpointingLayer):
         x_BTD: torch.Tensor,
         past: KeyValueCache | None = None,
         mask: torch.Tensor | None = None,
+        encoder_BSD: torch.Tensor | None = None,
+        encoder_mask: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the block's output (B, T, D) and the attention's probabilities, if it gives them."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Return the block's output (B, T, D), and the two attentions' probabilities, if they give them."""
         attended, probs = self.attn(self.ln_1(x_BTD), past, mask, **kwargs)
-        x_BTD = x_BTD + attended
-        return x_BTD + self.mlp(self.ln_2(x_BTD)), probs
+        x_BTD, cross_probs = x_BTD + attended, None
+        if encoder_BSD is not None:
+            normed = self.ln_cross_attn(x_BTD)
+            attended, cross_probs = self.crossattention(normed, past, encoder_mask, encoder_BSD, **kwargs)
+            x_BTD = x_BTD + attended
+        return x_BTD + self.mlp(self.ln_2(x_BTD)), probs, cross_probs
 
 
 class ImageGPTPreTrainedModel(PreTrainedModel):
-    """What all ImageGPT models share: loading, saving, initialisation."""
+    """What all ImageGPT models share: loading, saving, initialisation, resizing."""
 
     config_class = ImageGPTConfig
     base_model_prefix = "transformer"
@@ -56,6 +80,10 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["ImageGPTBlock"]
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
     # Files of old releases carry their causal masks; a mask is no weight.
     _keys_to_ignore_on_load_unexpected = [r"\.attn\.bias$", r"\.attn\.masked_bias$"]
 
@@ -69,6 +97,62 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=std / math.sqrt(2 * self.config.n_layer) if residual else std)
             init.zeros_(module.bias)
 
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Cut attention heads out for good; `config.pruned_heads` records them, so that the model can be saved.
+
+        Args:
+            heads_to_prune: layer -> heads, both counted from 0 in the model as it was trained; heads that are gone
+                already may be named again.
+
+        Raises:
+            ValueError: a layer or a head that is not there, or a layer that would have none left.
+        """
+        trunk: Any = self.base_model
+        pruned = dict(self.config.pruned_heads or {})
+        if not set(heads_to_prune) <= set(range(self.config.n_layer)):
+            raise ValueError(f"layers are 0..{self.config.n_layer - 1}; can't prune heads of {sorted(heads_to_prune)}.")
+        for layer, heads in heads_to_prune.items():
+            gone = pruned.get(layer, [])
+            left = [head for head in range(self.config.n_head) if head not in gone]
+            unknown = sorted(set(heads) - set(range(self.config.n_head)))
+            if unknown:
+                raise ValueError(f"heads are 0..{self.config.n_head - 1}; layer {layer} has no {unknown}.")
+            trunk.h[layer].attn.prune_heads(left.index(head) for head in set(heads) - set(gone))
+            pruned[layer] = sorted({*gone, *heads})
+        self.config.pruned_heads = pruned or None
+
+    def _resize_token_embeddings(
+        self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Called by `resize_token_embeddings`: add or drop colours; SOS stays last, and without a row in the head."""
+        embedding: Any = self.get_input_embeddings()
+        old_size = embedding.weight.shape[0]
+        if pad_to_multiple_of is not None and not isinstance(pad_to_multiple_of, int):
+            raise ValueError(
+                f"Asking to pad the embedding matrix to a multiple of `{pad_to_multiple_of}`, which is not and "
+                "integer. Please make sure to pass an integer"
+            )
+        size = old_size if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            size = math.ceil(size / pad_to_multiple_of) * pad_to_multiple_of
+        if size == old_size:
+            return embedding
+        if size < 2:
+            raise ValueError(f"{size} ids are too few: at least one colour and the start token.")
+        sos_1D = embedding.weight.data[-1:].clone()
+        embedding.weight.data = embedding.weight.data[:-1]
+        self._get_resized_embeddings(embedding, size - 1, mean_resizing=mean_resizing)
+        embedding.weight.data = torch.cat([embedding.weight.data, sos_1D])
+        embedding.num_embeddings = size
+        head: Any = self.get_output_embeddings()
+        if head is not None and head.weight is not embedding.weight:
+            self.set_output_embeddings(self._get_resized_lm_head(head, size - 1, mean_resizing=mean_resizing))
+        logger.warning(
+            f"Resized from {old_size - 1} to {size - 1} colours. The start token moved from id {old_size - 1} to "
+            f"{size - 1}, the last, with its weights; the head has {size - 1} outputs. The palette must follow."
+        )
+        return embedding
+
 
 class ImageGPTModel(ImageGPTPreTrainedModel):
     """The trunk: ids to hidden states.
@@ -78,6 +162,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
 
     Example:
         >>> import torch
+        >>> from imagegpt import ImageGPTConfig
         >>> model = ImageGPTModel(ImageGPTConfig(n_embd=32, n_layer=2, n_head=2, n_positions=16))
         >>> model(torch.zeros(1, 16, dtype=torch.long)).last_hidden_state.shape
         torch.Size([1, 16, 32])
@@ -85,12 +170,13 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
 
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__(config)
-        if config.add_cross_attention:
-            raise NotImplementedError("add_cross_attention=True is not supported yet.")
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
-        self.h = nn.ModuleList(ImageGPTBlock(config, i) for i in range(config.n_layer))
+        blocks = [ImageGPTBlock(config, i) for i in range(config.n_layer)]
+        for layer, heads in (config.pruned_heads or {}).items():
+            blocks[layer].attn.prune_heads(heads)
+        self.h = nn.ModuleList(blocks)
         self.ln_f = ImageGPTRMSNorm(config.n_embd, config.layer_norm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()
@@ -106,75 +192,168 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: Cache | tuple | None = None,
         attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        head_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPast | tuple:
+        cache_position: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple:
         """Run the network.
 
         Args:
             input_ids: (B, T) int64, 0..vocab_size-1; a picture starts with SOS, `config.vocab_size - 1`.
-            past_key_values: cache of the ids before these.
-            attention_mask: (B, past + T), 1 where an id counts, 0 for padding.
-            position_ids: (B, T); default: counted on from the cache's length.
+            past_key_values: the ids before these: any transformers cache, or tuples of (key, value) per layer.
+            attention_mask: (B, past + T), 1 where an id counts, 0 for padding; or a ready (B, 1, T, S) mask.
+            token_type_ids: (B, T) ids whose embeddings are added.
+            position_ids: (B, T); default: counted on from the past, and from the first id that is no padding.
+            head_mask: (N,) or (L, N), factors of the attention probabilities. Such a call uses eager attention.
             inputs_embeds: (B, T, D) instead of `input_ids`.
+            encoder_hidden_states: (B, S, D) for cross-attention; needs `config.add_cross_attention`.
+            encoder_attention_mask: (B, S), 0 for the encoder's padding.
             use_cache: return a cache; default `config.use_cache`, and off while training.
-            output_attentions: also the probabilities of each layer, (B, N, T, S); needs eager attention.
+            output_attentions: also the probabilities of each layer, (B, N, T, S). Such a call uses eager attention.
             output_hidden_states: also the input of each block and the output of the final norm: L + 1 entries.
             return_dict: False for a tuple.
+            cache_position: (T,) positions, where a transformers release passes them; `position_ids` go first.
+            pixel_values: deprecated name of `input_ids`.
+            kwargs: `cu_seq_lens_q` and what else transformers' flash attention reads; anything else is a TypeError.
 
         Returns:
-            `last_hidden_state` (B, T, D) after the final norm, `past_key_values`, `hidden_states`, `attentions`.
+            `last_hidden_state` (B, T, D) after the final norm, `past_key_values`, `hidden_states`, `attentions`,
+            `cross_attentions`; those not asked for are `None`, or left out of a tuple. A past given as tuples comes
+            back as tuples.
 
         Raises:
-            ValueError: none or both of `input_ids` and `inputs_embeds`; more ids than positions.
+            ValueError: none or both of `input_ids` and `inputs_embeds`, wrong shapes, more ids than positions, an
+                encoder's states for a model without cross-attention.
+            IndexError: an id or a position that is not there.
+            TypeError: an unknown keyword.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
+        input_ids = without_old_name(input_ids, pixel_values)
+        check_keywords(kwargs)
+        check_inputs(input_ids, inputs_embeds)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError('output_attentions needs attn_implementation="eager"; see set_attn_implementation.')
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        if self.gradient_checkpointing and self.training:
-            use_cache = False  # recomputing would append to the cache a second time
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-
-        x_BTD = self.wte(input_ids) if inputs_embeds is None else inputs_embeds
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if position_ids is None:
-            self._check_length(past_length, x_BTD.shape[1])
-            position_ids = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None] + past_length
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=x_BTD,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
+        plain_past = isinstance(past_key_values, (tuple, list))
+        plain_past |= past_key_values is None and torch.compiler.is_exporting()
+        past = self._past(past_key_values, use_cache)
+        given: Any = input_ids if input_ids is not None else inputs_embeds
+        positions = self._positions(given, past, attention_mask, position_ids, cache_position)
+        x_BTD = inputs_embeds if inputs_embeds is not None else self._embed_ids(input_ids, "input_ids")
+        maps = output_attentions or head_mask is not None
+        mask, encoder_mask = self._masks(
+            x_BTD, past, attention_mask, encoder_hidden_states, encoder_attention_mask, eager=maps
         )
-        x_BTD = self.drop(x_BTD + self.wpe(position_ids))
-        hidden_states, attentions = [], []
-        for block in self.h:
-            hidden_states.append(x_BTD)
-            x_BTD, probs = block(x_BTD, past_key_values, mask)
+        places = embed(self.wpe, positions, self.config.n_positions, "positions", self.training)
+        x_BTD = x_BTD + places.to(x_BTD.device)
+        if token_type_ids is not None:
+            x_BTD = x_BTD + self._embed_ids(token_type_ids, "token_type_ids")
+        x_BTD = self.drop(x_BTD)
+
+        hidden_states, attentions, cross_attentions = [], [], []
+        for block, factor in zip(self.h, head_masks(head_mask, self.config.n_layer), strict=True):
+            hidden_states.append(x_BTD) if output_hidden_states else None
+            x_BTD, probs, cross_probs = block(
+                x_BTD,
+                past,
+                mask,
+                encoder_hidden_states,
+                encoder_mask,
+                head_mask=factor,
+                output_attentions=output_attentions,
+                **kwargs,
+            )
             attentions.append(probs)
+            cross_attentions.append(cross_probs)
         x_BTD = self.ln_f(x_BTD)
-        output = BaseModelOutputWithPast(
+        hidden_states.append(x_BTD)
+
+        crossed = output_attentions and encoder_hidden_states is not None
+        keep_past = past is not None and self._use_cache(use_cache)
+        output = BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=x_BTD,
-            past_key_values=past_key_values if use_cache else None,
-            hidden_states=(*hidden_states, x_BTD) if output_hidden_states else None,
+            past_key_values=(as_tuples(past) if plain_past else past) if keep_past else None,  # pyright: ignore
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
+            cross_attentions=tuple(cross_attentions) if crossed else None,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-    def _check_length(self, past: int | torch.Tensor, new: int) -> None:
-        if isinstance(past, int) and past + new > self.config.n_positions:
-            raise ValueError(f"{past + new} ids do not fit into the model's {self.config.n_positions} positions.")
+    def _embed_ids(self, ids: torch.Tensor | None, what: str) -> torch.Tensor:
+        assert ids is not None
+        return embed(self.wte, ids, self.config.vocab_size, what, self.training)
+
+    def _use_cache(self, use_cache: bool | None) -> bool:
+        """Whether this call returns a cache; nothing reads one while training."""
+        if self.gradient_checkpointing and self.training:
+            return False
+        return self.config.use_cache and not self.training if use_cache is None else use_cache
+
+    def _past(self, past: Any, use_cache: bool | None) -> Any:
+        if past is not None and self.gradient_checkpointing and self.training:
+            raise ValueError("past_key_values can't be used with gradient checkpointing: it would be filled twice.")
+        return as_cache(past, self.config, needed=self._use_cache(use_cache))
+
+    def _positions(
+        self,
+        given: torch.Tensor,
+        past: Any,
+        mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache_position: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(B or 1, T) positions, from the first of: the caller's, the padding's, the past's length."""
+        if position_ids is not None:
+            return position_ids.view(-1, given.shape[1])
+        if mask is not None and mask.ndim == 2:
+            return positions_from_mask(mask.to(given.device), given.shape[1])
+        if cache_position is not None:
+            return cache_position[None]
+        past_length = 0 if past is None else past.get_seq_length()
+        end = past_length + given.shape[1]
+        if isinstance(end, int) and not torch.compiler.is_compiling() and end > self.config.n_positions:
+            raise ValueError(f"{end} ids do not fit into the model's {self.config.n_positions} positions.")
+        return torch.arange(given.shape[1], device=given.device)[None] + past_length
+
+    def _masks(
+        self,
+        x_BTD: torch.Tensor,
+        past: Any,
+        mask: torch.Tensor | None,
+        encoder_BSD: torch.Tensor | None,
+        encoder_mask: torch.Tensor | None,
+        eager: bool,
+    ) -> tuple[Any, Any]:
+        """The masks of self- and cross-attention, as this call's attention function wants them."""
+        config = self.config
+        if eager or config._attn_implementation == "eager":
+            # Our eager attention reads the masks of sdpa: bool, and None where plainly causal.
+            config = copy.copy(config)
+            config._attn_implementation = "sdpa"
+        if mask is not None and mask.ndim not in (2, 4):
+            mask = mask.view(len(x_BTD), -1)
+        own = create_causal_mask(config=config, inputs_embeds=x_BTD, attention_mask=mask, past_key_values=past)
+        if encoder_BSD is None:
+            return own, None
+        if not self.config.add_cross_attention:
+            raise ValueError("encoder_hidden_states need cross-attention layers: config.add_cross_attention=True.")
+        if encoder_BSD.ndim != 3 or encoder_BSD.shape[-1] != self.config.n_embd:
+            raise ValueError(
+                f"encoder_hidden_states must have the shape (batch, length, {self.config.n_embd}), "
+                f"not {tuple(encoder_BSD.shape)}."
+            )
+        cross = create_bidirectional_mask(
+            config=config, inputs_embeds=x_BTD, attention_mask=encoder_mask, encoder_hidden_states=encoder_BSD
+        )
+        return own, cross
