@@ -22,6 +22,7 @@ from transformers.models.imagegpt.configuration_imagegpt import ImageGPTConfig a
 from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImageModeling as Peer
 
 from imagegpt.config import ImageGPTConfig
+from imagegpt.engine.cost import step_bytes
 from imagegpt.engine.decode import decode
 from imagegpt.engine.torch_backend import TorchBackend
 from imagegpt.engine.warp import Sampling
@@ -35,13 +36,6 @@ def bandwidth() -> float:
     buffer.sum()
     times = [_seconds(buffer.sum) for _ in range(5)]
     return buffer.nbytes / min(times)
-
-
-def step_bytes(spec: ModelSpec, batch: int, position: float) -> float:
-    """What one step in float32 reads at least: the weights less the embeddings, and keys and values so far."""
-    weights = spec.num_parameters - (spec.vocab_size + spec.n_positions) * spec.n_embd
-    cache = 2 * spec.n_layer * spec.n_embd * position * batch
-    return 4 * (weights + cache)
 
 
 def generate(*, size: str = "nano", batch: int = 1, steps: int = 128, repeats: int = 3, prompt: int = 512) -> None:

@@ -15,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from imagegpt.config import ImageGPTConfig
+from imagegpt.model.dropout import dropped_attention
 from imagegpt.model.layers import ResidualProjection
 
 
@@ -145,6 +146,9 @@ class ImageGPTAttention(nn.Module):
         if head_mask is not None:
             kwargs["head_mask"] = head_mask
         dropout = self.attn_dropout.p if self.training else 0.0
+        fused = x_BTD.is_cuda or torch.compiler.is_compiling() or (mask is not None and mask.dtype != torch.bool)
+        if dropout and name == "sdpa" and not fused:
+            attend = dropped_attention
         out_BTNH, probs = attend(self, q_BNTH, k_BNSH, v_BNSH, mask, dropout=dropout, scaling=self.scaling, **kwargs)
         return self.resid_dropout(self.c_proj(out_BTNH.flatten(-2))), probs
 
