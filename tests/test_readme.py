@@ -1,6 +1,8 @@
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,11 @@ from imagegpt.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("imagegpt ")]
@@ -34,9 +37,12 @@ def test_command_runs(command, checkout, capsys):
     assert main(shlex.split(command, comments=True)[1:]) == 0
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_code_runs(code, checkout):
-    exec(compile(code, "README.md", "exec"), {})
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if blocks("python", text)])
+def test_the_code_of_a_page_runs(page, checkout):
+    """In a process of its own: a page may register classes for the whole process."""
+    for code in blocks("python", PAGES[page]):
+        done = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_make_targets_exist():

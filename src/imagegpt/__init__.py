@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imagegpt.codec.palette import PaletteCodec
-    from imagegpt.codec.processor import ImageGPTImageProcessor
+    from imagegpt.codec.processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
     from imagegpt.config import ImageGPTConfig
     from imagegpt.errors import InputError
     from imagegpt.model.heads import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ImageGPT": "pipeline",
     "ImageGPTConfig": "config",
+    "ImageGPTFeatureExtractor": "codec.processor",
     "ImageGPTForCausalImageModeling": "model.heads",
     "ImageGPTForCausalLM": "model.heads",
     "ImageGPTForImageClassification": "model.heads",
@@ -46,6 +47,7 @@ __all__ = [
     "SIZES",
     "ImageGPT",
     "ImageGPTConfig",
+    "ImageGPTFeatureExtractor",
     "ImageGPTForCausalImageModeling",
     "ImageGPTForCausalLM",
     "ImageGPTForImageClassification",

@@ -100,6 +100,7 @@ class ImageGPTAttention(nn.Module):
         self.c_proj = ResidualProjection(spec.n_embd, spec.n_embd)
         self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
+        self.register_load_state_dict_pre_hook(_drop_old_masks)
 
     @property
     def is_causal(self) -> bool:
@@ -146,9 +147,9 @@ class ImageGPTAttention(nn.Module):
         if head_mask is not None:
             kwargs["head_mask"] = head_mask
         dropout = self.attn_dropout.p if self.training else 0.0
-        fused = x_BTD.is_cuda or torch.compiler.is_compiling() or (mask is not None and mask.dtype != torch.bool)
-        if dropout and name == "sdpa" and not fused:
-            attend = dropped_attention
+        if dropout and name == "sdpa":
+            fused = x_BTD.is_cuda or torch.compiler.is_compiling() or (mask is not None and mask.dtype != torch.bool)
+            attend = attend if fused else dropped_attention
         out_BTNH, probs = attend(self, q_BNTH, k_BNSH, v_BNSH, mask, dropout=dropout, scaling=self.scaling, **kwargs)
         return self.resid_dropout(self.c_proj(out_BTNH.flatten(-2))), probs
 
@@ -183,6 +184,12 @@ class ImageGPTAttention(nn.Module):
         self.c_attn = _keep(self.c_attn, torch.cat([columns + part * width for part in range(3)]), dim=1)
         self.c_proj = _keep(self.c_proj, columns, dim=0)
         self.num_heads = len(kept)
+
+
+def _drop_old_masks(module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Files of old releases carry their causal masks; a mask is no weight."""
+    for name in ("bias", "masked_bias"):
+        state_dict.pop(prefix + name, None)
 
 
 def _keep(layer: Conv1D, index: torch.Tensor, dim: int) -> Any:

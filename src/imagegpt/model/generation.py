@@ -1,17 +1,42 @@
 """`generate` for pictures: transformers' own, with the defaults and limits of a model that paints n pixels.
 
-Shape suffixes: B batch, P ids of the prompt.
+Shape suffixes: B batch, P ids of the prompt, K colours.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from torch import nn
+from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    GenerationConfig,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    WatermarkLogitsProcessor,
+)
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from transformers.generation.utils import GenerationMixin
+from transformers.masking_utils import create_masks_for_generate
 
 from imagegpt.model.inputs import as_cache, positions_from_mask, without_old_name
+
+# They look up scores by id, or count ids by `vocab_size`: the start token needs a score there.
+LOOK_UP = (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    WatermarkLogitsProcessor,
+)
 
 
 class ImageGPTGenerationMixin(GenerationMixin):
@@ -28,7 +53,7 @@ class ImageGPTGenerationMixin(GenerationMixin):
         """Generate ids; every argument of transformers' `generate` works.
 
         Args:
-            inputs: (B, P) ids, SOS first; default: SOS alone, one row.
+            inputs: (B, P) ids, SOS first; default: SOS alone, one row, or one for each of the encoder's states.
             generation_config: transformers' object; its values and `kwargs` rule. Where they name no length, whole
                 pictures are made: SOS and `n_positions` ids.
             args: further positional arguments of transformers' `generate`.
@@ -50,33 +75,66 @@ class ImageGPTGenerationMixin(GenerationMixin):
             torch.Size([3, 17])
         """
         inputs = without_old_name(inputs, pixel_values)
-        model: Any = self
-        length = _prompt_length(inputs, kwargs)
-        settings = [kwargs.get, *(_getter(config) for config in (generation_config, self.generation_config) if config)]
-        if length == 0 and not any(get("bos_token_id") is not None for get in settings):
-            rows = next((len(kwargs[k]) for k in ("encoder_hidden_states", "attention_mask") if k in kwargs), 1)
-            inputs = torch.full((rows, 1), model.config.vocab_size - 1, device=model.device)
-        if isinstance(kwargs.get("past_key_values"), tuple):
-            kwargs["past_key_values"] = as_cache(kwargs["past_key_values"], model.config, needed=True)
-        self._choose_length(max(length, 1), settings, kwargs)
-        return super().generate(inputs, generation_config, *args, **kwargs)  # pyright: ignore
-
-    def _choose_length(self, prompt: int, settings: list[Any], kwargs: dict[str, Any]) -> None:
-        """Whole pictures by default, and no more than there are positions for."""
-        model: Any = self
-        mask = kwargs.get("attention_mask")
-        padding = int((mask.cumsum(-1) == 0).sum(-1).min()) if mask is not None and mask.ndim == 2 else 0
-        limit = model.config.n_positions + 1 + padding  # the last id is drawn and never read
-        new = next((get("max_new_tokens") for get in settings if get("max_new_tokens") is not None), None)
-        whole = next((get("max_length") for get in settings if get("max_length") is not None), None)
-        asked = prompt + new if new is not None else whole
-        if asked is None:
-            kwargs["max_length"] = asked = limit
-        if asked > limit:
+        model, parent = _untyped(self), _untyped(super())
+        past = kwargs.get("past_key_values")
+        if isinstance(past, (tuple, list)):
+            kwargs["past_key_values"] = as_cache(past, model.config, needed=True)
+        settings = [kwargs, *(vars(config) for config in (generation_config, self.generation_config) if config)]
+        prompt = _first_given(kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids"))
+        if (prompt is None or prompt.shape[1] == 0) and _setting("bos_token_id", settings) is None:
+            kwargs.pop("input_ids", None)
+            rows = _first_given(prompt, kwargs.get("encoder_hidden_states"), kwargs.get("attention_mask"), [None])
+            prompt = inputs = torch.full((len(rows), 1), model.config.vocab_size - 1, device=model.device)
+        length = 1 if prompt is None else prompt.shape[1]
+        longest = self._longest(length, kwargs.get("attention_mask"))
+        new = _setting("max_new_tokens", settings)
+        asked = _setting("max_length", settings) if new is None else length + new
+        if asked is None and generation_config is not None:
+            generation_config = copy.deepcopy(generation_config)
+            generation_config.max_length = longest
+        elif asked is None:
+            kwargs["max_length"] = longest
+        elif asked > longest:
             raise ValueError(
-                f"The model has {model.config.n_positions} positions: with the start token a picture is at most "
-                f"{limit} ids long, but the prompt of {prompt} and max_length or max_new_tokens ask for {asked}."
+                f"The model has {model.config.n_positions} positions: from the start token or the padding on, these "
+                f"rows are at most {longest} ids long, but max_length or max_new_tokens ask for {asked}."
             )
+        return parent.generate(inputs, generation_config, *args, **kwargs)
+
+    def compute_transition_scores(
+        self,
+        sequences: torch.Tensor,
+        scores: tuple[torch.Tensor, ...],
+        beam_indices: torch.Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> torch.Tensor:
+        """The scores of the ids that were chosen, (B, new ids), from the `scores` that `generate` returned.
+
+        Args:
+            sequences: (B, length) ids.
+            scores: (B x beams, K) for each new id.
+            beam_indices: what beam search returned with them.
+            normalize_logits: make log-probabilities of scores that are not normalised.
+        """
+        scores = tuple(_with_start(scores_BK) for scores_BK in scores)
+        return _untyped(super()).compute_transition_scores(sequences, scores, beam_indices, normalize_logits)
+
+    def create_masks_for_generate(self, *, config: Any, attention_mask: torch.Tensor | None, **kwargs: Any) -> Any:
+        """Called by `generate` with a static cache: make the masks before the step, unless they are BlockMasks.
+
+        transformers copies a mask there, and a BlockMask can't be copied: the step then makes it.
+        """
+        if config._attn_implementation == "flex_attention":
+            return attention_mask
+        return create_masks_for_generate(config=config, attention_mask=attention_mask, **kwargs)
+
+    def _longest(self, prompt: int, mask: torch.Tensor | None) -> int:
+        """Ids that the positions hold, the prompt's included: the last id is drawn and never read."""
+        longest = _untyped(self).config.n_positions + 1
+        if mask is None or mask.ndim != 2:
+            return longest
+        padding = int((mask.cumsum(-1) == 0).sum(-1).min())
+        return longest + padding - max(mask.shape[1] - prompt, 0)  # a longer mask: those ids are in the past alone
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict) -> torch.Tensor:
         mask = model_kwargs.get("attention_mask")
@@ -84,37 +142,54 @@ class ImageGPTGenerationMixin(GenerationMixin):
             return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
         return positions_from_mask(mask, mask.shape[1])
 
+    def _expand_inputs_for_generation(self, *args: Any, head_mask: Any = None, **kwargs: Any) -> tuple[Any, dict]:
+        """Repeat the rows, for beams or several sequences; a head mask has none."""
+        ids, repeated = _untyped(super())._expand_inputs_for_generation(*args, **kwargs)
+        return ids, repeated if head_mask is None else {**repeated, "head_mask": head_mask}
+
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """The start token has no score, so the processor that looks up the prompt's scores must not see it."""
-        model: Any = self
-        processors = super()._get_logits_processor(*args, **kwargs)  # pyright: ignore
-        return LogitsProcessorList(
-            _WithoutStart(processor, model.config.vocab_size - 1)
-            if isinstance(processor, RepetitionPenaltyLogitsProcessor)
-            else processor
-            for processor in processors
-        )
+        processors = _Processors(_untyped(super())._get_logits_processor(*args, **kwargs))
+        processors.colors = _untyped(self).config.vocab_size - 1
+        return processors
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        """Prompt lookup proposes ids beyond the last one to be drawn; there are no positions for them."""
+        generator = _untyped(super())._get_candidate_generator(*args, **kwargs)
+        if type(generator) is PromptLookupCandidateGenerator:
+            propose, end = generator.get_candidates, generator.max_length - 1
+            shortened: Any = lambda ids, **rest: (propose(ids, **rest)[0][:, :end], None)  # noqa: E731
+            generator.get_candidates = shortened
+        return generator
 
 
-class _WithoutStart(LogitsProcessor):
-    """Show a processor the ids of colours alone: a start token is replaced by the row's latest id."""
+class _Processors(LogitsProcessorList):
+    """Processors that see the start token as an id without a chance, where they look scores up by id."""
 
-    def __init__(self, processor: LogitsProcessor, sos: int) -> None:
-        self.processor = processor
-        self.sos = sos
+    colors = 0
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        colors = torch.where(input_ids == self.sos, input_ids[:, -1:], input_ids)
-        bare_B = colors[:, -1:] == self.sos  # nothing but the start token
-        return torch.where(bare_B, scores, self.processor(colors.clamp(max=self.sos - 1), scores))  # type: ignore
-
-
-def _prompt_length(inputs: torch.Tensor | None, kwargs: dict[str, Any]) -> int:
-    """Ids that are given, under any name; 0 for none."""
-    embeds = kwargs.get("inputs_embeds")
-    ids = inputs if inputs is not None else kwargs.get("input_ids")
-    return embeds.shape[1] if embeds is not None else 0 if ids is None else ids.shape[-1]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore
+        for processor in self:
+            if isinstance(processor, LOOK_UP) and scores.shape[-1] == self.colors:
+                scores = processor(input_ids, _with_start(scores))[:, : self.colors]  # pyright: ignore
+            else:
+                scores = LogitsProcessorList([processor])(input_ids, scores, **kwargs)  # pyright: ignore
+        return scores
 
 
-def _getter(config: GenerationConfig) -> Any:
-    return lambda name: getattr(config, name, None)
+def _with_start(scores_BK: torch.Tensor) -> torch.Tensor:
+    """Scores with a column for the start token, which the head does not have."""
+    return nn.functional.pad(scores_BK, (0, 1), value=float("-inf"))
+
+
+def _untyped(part: Any) -> Any:
+    """transformers types its mixin's `self` as a whole model, which a mixin is not."""
+    return part
+
+
+def _first_given(*candidates: Any) -> Any:
+    return next((given for given in candidates if given is not None), None)
+
+
+def _setting(name: str, settings: list[dict[str, Any]]) -> Any:
+    """The first value that is set: of the call, its configuration, the model's configuration."""
+    return _first_given(*(values.get(name) for values in settings))

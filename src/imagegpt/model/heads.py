@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, Seq
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model.generation import ImageGPTGenerationMixin
 from imagegpt.model.inputs import without_old_name
-from imagegpt.model.losses import class_loss, id_loss, next_ids
+from imagegpt.model.losses import class_loss, id_loss, next_ids, without_padding
 from imagegpt.model.modeling import ImageGPTModel, ImageGPTPreTrainedModel
 
 
@@ -73,8 +73,8 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
         Args:
             labels: (B, T) ids in either form. As documented by Hugging Face: equal to the inputs, and shifted inside,
                 so T inputs give the loss of T - 1 ids. Or the next ids: inputs SOS and the first T - 1 ids, labels
-                all T ids: the paper's loss, as `image_loss` gives it. -100 and SOS are ignored. With labels the
-                inputs may be SOS and all T ids: the last one is then only a label.
+                all T ids: the paper's loss, as `image_loss` gives it. -100, SOS and padding are ignored. With labels
+                the inputs may be SOS and all T ids: the last one is then only a label.
             logits_to_keep: only the last so many positions' logits, or those at these indices; 0 for all.
             shift_labels: (B, T) targets that are aligned with the positions already; they replace `labels`.
             num_items_in_batch: labels that count in all batches of one update; the loss is then the sum over it.
@@ -94,8 +94,9 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
             True
         """
         input_ids = without_old_name(input_ids, pixel_values)
-        if shift_labels is None and labels is not None and self._is_picture_with_start(input_ids, past_key_values):
-            shift_labels = labels[:, 1:]
+        targets, mask_BS = shift_labels, attention_mask
+        if targets is None and labels is not None and self._is_picture_with_start(input_ids, past_key_values):
+            targets = labels[:, 1:]
             input_ids, attention_mask, token_type_ids, position_ids = (
                 None if given is None else given[:, :-1]
                 for given in (input_ids, attention_mask, token_type_ids, position_ids)
@@ -120,9 +121,11 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits_BTK = self.logits(trunk.last_hidden_state[:, kept])
         sos = self.config.vocab_size - 1
-        targets = shift_labels
-        if targets is None and labels is not None:
-            targets = next_ids(labels, input_ids, sos)
+        if shift_labels is None and labels is not None:
+            if targets is None:
+                targets = next_ids(labels, input_ids, sos)
+                mask_BS = None if mask_BS is None else nn.functional.pad(mask_BS, (0, 1), value=1)
+            targets = without_padding(targets, mask_BS)
         if targets is not None and targets.shape[1] > logits_BTK.shape[1]:
             targets = targets[:, kept]
         output = CausalLMOutputWithCrossAttentions(
@@ -233,7 +236,7 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
             cache_position=cache_position,
             **kwargs,
         )
-        logits_BC = self.score(_pool(trunk.last_hidden_state, attention_mask))
+        logits_BC = self.score(trunk.pooler_output)
         loss = None
         if labels is not None:
             loss = class_loss(logits_BC, labels, self._problem_type(labels), num_items_in_batch)
@@ -257,12 +260,3 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
                 kind = "single_label_classification"
             self.config.problem_type = kind
         return self.config.problem_type
-
-
-def _pool(x_BTD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
-    """The mean over the ids that are no padding, (B, D)."""
-    if mask_BS is None or mask_BS.ndim != 2:
-        return x_BTD.mean(1)
-    weights_BT1 = mask_BS[:, -x_BTD.shape[1] :, None].to(x_BTD.device) != 0
-    total_BD = (x_BTD * weights_BT1).sum(1, dtype=torch.float32)
-    return (total_BD / weights_BT1.sum(1).clamp(min=1)).to(x_BTD.dtype)

@@ -36,6 +36,19 @@ def next_ids(labels_BT: torch.Tensor, inputs_BT: torch.Tensor | None, sos: int) 
     return torch.where(as_they_are_B[:, None], labels_BT, shifted_BT)
 
 
+def without_padding(targets_BT: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+    """Ignore the targets that are padding, and those that a position of padding would have to predict.
+
+    Args:
+        targets_BT: the id after each position.
+        mask_BS: 0 for padding; its last T + 1 columns are those of the first position and of each target.
+    """
+    if mask_BS is None or mask_BS.ndim != 2:
+        return targets_BT
+    real_BS = mask_BS[:, -targets_BT.shape[1] - 1 :].to(targets_BT.device) != 0
+    return targets_BT.masked_fill(~(real_BS[:, :-1] & real_BS[:, 1:]), IGNORED_LABEL)
+
+
 def id_loss(
     logits_BTK: torch.Tensor, targets_BT: torch.Tensor, sos: int, num_items: torch.Tensor | float | None = None
 ) -> torch.Tensor:
@@ -57,7 +70,7 @@ def id_loss(
     targets = targets.masked_fill(targets == sos, IGNORED_LABEL)
     logits = logits_BTK.float().flatten(0, -2)
     total = _cross_entropy_sum(logits, targets, f"labels must be ids, 0..{sos - 1}, {sos} (SOS) or {IGNORED_LABEL}")
-    return _divide(total, (targets != IGNORED_LABEL).sum().clamp(min=1) if num_items is None else num_items)
+    return _divide(total, (targets != IGNORED_LABEL).sum() if num_items is None else num_items)
 
 
 def class_loss(
@@ -83,7 +96,7 @@ def class_loss(
     if problem_type == "single_label_classification":
         labels = labels.flatten()
         total = _cross_entropy_sum(logits, labels, f"labels must be class numbers, 0..{logits.shape[-1] - 1}")
-        counted = (labels != IGNORED_LABEL).sum().clamp(min=1)
+        counted = (labels != IGNORED_LABEL).sum()
     elif problem_type in ("multi_label_classification", "regression"):
         if labels.numel() != logits.numel():
             raise ValueError(f"{problem_type} needs labels of shape {tuple(logits.shape)}, not {tuple(labels.shape)}.")
@@ -106,4 +119,5 @@ def _cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, rule: str) -
 
 
 def _divide(total: torch.Tensor, items: torch.Tensor | float) -> torch.Tensor:
-    return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
+    """The sum over the items; over 0 of them it is 0."""
+    return total / (items.to(total.device).clamp(min=1) if isinstance(items, torch.Tensor) else max(items, 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     # Files of old releases carry their causal masks; a mask is no weight.
-    _keys_to_ignore_on_load_unexpected = [r"\.attn\.bias$", r"\.attn\.masked_bias$"]
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)h\.\d+\.(attn|crossattention)\.(masked_)?bias$"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -154,6 +155,20 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
         return embedding
 
 
+@dataclass
+class ImageGPTModelOutput(BaseModelOutputWithPastAndCrossAttentions):
+    """The trunk's documented output, and `pooler_output` (B, D): the mean over the ids that are no padding.
+
+    transformers' feature-extraction pipeline asks for it. It is no entry of the tuple form, whose order is documented.
+    """
+
+    pooler_output: torch.Tensor | None = None
+
+    def to_tuple(self) -> tuple:
+        """Everything that is not `None`, in the documented order, without `pooler_output`."""
+        return tuple(self[key] for key in self.keys() if key != "pooler_output")
+
+
 class ImageGPTModel(ImageGPTPreTrainedModel):
     """The trunk: ids to hidden states.
 
@@ -207,7 +222,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         cache_position: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPastAndCrossAttentions | tuple:
+    ) -> ImageGPTModelOutput | tuple:
         """Run the network.
 
         Args:
@@ -231,7 +246,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         Returns:
             `last_hidden_state` (B, T, D) after the final norm, `past_key_values`, `hidden_states`, `attentions`,
             `cross_attentions`; those not asked for are `None`, or left out of a tuple. A past given as tuples comes
-            back as tuples.
+            back as tuples. `pooler_output` (B, D), not in a tuple: the mean over the ids that are no padding.
 
         Raises:
             ValueError: none or both of `input_ids` and `inputs_embeds`, wrong shapes, more ids than positions, an
@@ -281,8 +296,9 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
 
         crossed = output_attentions and encoder_hidden_states is not None
         keep_past = past is not None and self._use_cache(use_cache)
-        output = BaseModelOutputWithPastAndCrossAttentions(
+        output = ImageGPTModelOutput(
             last_hidden_state=x_BTD,
+            pooler_output=_pool(x_BTD, attention_mask),
             past_key_values=(as_tuples(past) if plain_past else past) if keep_past else None,  # pyright: ignore
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
@@ -357,3 +373,12 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             config=config, inputs_embeds=x_BTD, attention_mask=encoder_mask, encoder_hidden_states=encoder_BSD
         )
         return own, cross
+
+
+def _pool(x_BTD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
+    """The mean over the ids that are no padding, (B, D)."""
+    if mask_BS is None or mask_BS.ndim != 2:
+        return x_BTD.mean(1)
+    weights_BT1 = mask_BS[:, -x_BTD.shape[1] :, None].to(x_BTD.device) != 0
+    total_BD = (x_BTD * weights_BT1).sum(1, dtype=torch.float32)
+    return (total_BD / weights_BT1.sum(1).clamp(min=1)).to(x_BTD.dtype)
