@@ -54,7 +54,8 @@ def eager_attention(
     """
     factor = q_BNTH.shape[-1] ** -0.5 if scaling is None else scaling
     with torch.autocast(q_BNTH.device.type, enabled=False):
-        scores_BNTS = (q_BNTH.float() * factor) @ k_BNSH.float().transpose(-1, -2)
+        wide = torch.promote_types(q_BNTH.dtype, torch.float32)
+        scores_BNTS = (q_BNTH.to(wide) * factor) @ k_BNSH.to(wide).transpose(-1, -2)
     if mask is None and module.is_causal and scores_BNTS.shape[-2] > 1:
         mask = torch.ones_like(scores_BNTS[0, 0], dtype=torch.bool).tril()
     if mask is None:
@@ -143,6 +144,8 @@ class ImageGPTAttention(nn.Module):
                 k_BNSH, v_BNSH = past.update(k_BNSH, v_BNSH, self.layer_idx)
         eager = output_attentions or head_mask is not None
         name = "eager" if eager else self.config._attn_implementation or "eager"
+        if name == "flex_attention" and mask is None and self.is_causal:
+            name = "sdpa"  # flex attention without a mask is not causal
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         if head_mask is not None:
             kwargs["head_mask"] = head_mask

@@ -65,7 +65,8 @@ class ImageGPTGenerationMixin(GenerationMixin):
             (B, length) ids with the prompt, or transformers' output object with `return_dict_in_generate`.
 
         Raises:
-            ValueError: a length that the model's positions do not hold, said before the first step.
+            ValueError: a prompt without a batch axis, or a length that the model's positions do not hold; said before
+                the first step.
 
         Example:
             >>> from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
@@ -81,6 +82,8 @@ class ImageGPTGenerationMixin(GenerationMixin):
             kwargs["past_key_values"] = as_cache(past, model.config, needed=True)
         settings = [kwargs, *(vars(config) for config in (generation_config, self.generation_config) if config)]
         prompt = _first_given(kwargs.get("inputs_embeds"), inputs, kwargs.get("input_ids"))
+        if prompt is not None and prompt.ndim < 2:
+            raise ValueError(f"A prompt must have the shape (batch, length), not {tuple(prompt.shape)}.")
         if (prompt is None or prompt.shape[1] == 0) and _setting("bos_token_id", settings) is None:
             kwargs.pop("input_ids", None)
             rows = _first_given(prompt, kwargs.get("encoder_hidden_states"), kwargs.get("attention_mask"), [None])

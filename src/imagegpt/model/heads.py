@@ -62,7 +62,6 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         cache_position: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -76,8 +75,9 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
                 all T ids: the paper's loss, as `image_loss` gives it. -100, SOS and padding are ignored. With labels
                 the inputs may be SOS and all T ids: the last one is then only a label.
             logits_to_keep: only the last so many positions' logits, or those at these indices; 0 for all.
-            shift_labels: (B, T) targets that are aligned with the positions already; they replace `labels`.
             num_items_in_batch: labels that count in all batches of one update; the loss is then the sum over it.
+            kwargs: `shift_labels`, (B, T) targets that are aligned with the positions already; they replace `labels`.
+                Not named above: Trainer evaluates only with all arguments that it finds called something with "label".
 
         Returns:
             `loss` (with labels; a float32 scalar in nats, the mean over the labels that count, 0 if none does),
@@ -93,7 +93,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
             >>> torch.allclose(model(inputs, labels=ids).loss, model.image_loss(ids))
             True
         """
-        input_ids = without_old_name(input_ids, pixel_values)
+        input_ids, shift_labels = without_old_name(input_ids, pixel_values), kwargs.pop("shift_labels", None)
         targets, mask_BS = shift_labels, attention_mask
         if targets is None and labels is not None and self._is_picture_with_start(input_ids, past_key_values):
             targets = labels[:, 1:]
@@ -156,7 +156,8 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
         """
         sos = self.config.vocab_size - 1
         inputs_BT = torch.cat([ids_BT.new_full((len(ids_BT), 1), sos), ids_BT[:, :-1]], 1)
-        return self(inputs_BT, shift_labels=ids_BT, use_cache=False, num_items_in_batch=num_items_in_batch).loss
+        options: Any = {"shift_labels": ids_BT, "num_items_in_batch": num_items_in_batch}
+        return self(inputs_BT, use_cache=False, return_dict=True, **options).loss
 
     def _is_picture_with_start(self, ids: torch.Tensor | None, past: Any) -> bool:
         return ids is not None and past is None and ids.ndim == 2 and ids.shape[1] == self.config.n_positions + 1

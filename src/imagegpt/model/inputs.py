@@ -91,15 +91,32 @@ def positions_from_mask(mask: torch.Tensor, length: int) -> torch.Tensor:
     return (last_T - padding_B1).clamp(min=0)
 
 
-def head_masks(head_mask: torch.Tensor | None, layers: int) -> Sequence[torch.Tensor | None]:
+def head_masks(head_mask: torch.Tensor | None, config: PreTrainedConfig) -> Sequence[torch.Tensor | None]:
     """One factor per layer, broadcastable to (B, N, T, S), from a mask of (N,), (L, N) or (L, B, N, T, S)."""
+    layers, heads = config.n_layer, config.n_head
     if head_mask is None:
         return [None] * layers
+    shape = tuple(head_mask.shape)
     if head_mask.ndim == 1:
         head_mask = head_mask.expand(layers, -1)
-    if head_mask.ndim not in (2, 5) or len(head_mask) != layers:
-        raise ValueError(f"head_mask must have the shape (heads,) or ({layers}, heads), not {tuple(head_mask.shape)}.")
-    return [mask[None, :, None, None] if head_mask.ndim == 2 else mask for mask in head_mask]
+    if head_mask.ndim == 2:
+        head_mask = head_mask[:, None, :, None, None]
+    if head_mask.ndim != 5 or len(head_mask) != layers or head_mask.shape[2] != heads:
+        raise ValueError(f"head_mask must have the shape ({heads},) or ({layers}, {heads}), not {shape}.")
+    pruned = config.pruned_heads or {}
+    return [
+        mask[:, [head for head in range(heads) if head not in pruned[layer]]] if layer in pruned else mask
+        for layer, mask in enumerate(head_mask)
+    ]
+
+
+def check_mask(mask: torch.Tensor, x_BTD: torch.Tensor, past: Any) -> None:
+    """Refuse masks that are not (B, past + T), or longer for a cache of fixed size, and not ready (B, N, T, S) ones."""
+    past_length = 0 if past is None else past.get_seq_length()
+    needed = x_BTD.shape[1] + (past_length if isinstance(past_length, int) else 0)
+    fits = mask.ndim == 4 or (mask.ndim == 2 and mask.shape[0] == x_BTD.shape[0] and mask.shape[1] >= needed)
+    if not torch.compiler.is_compiling() and not fits:
+        raise ValueError(f"attention_mask must have the shape ({x_BTD.shape[0]}, {needed}), not {tuple(mask.shape)}.")
 
 
 def as_cache(past: Any, config: PreTrainedConfig, needed: bool) -> Any:

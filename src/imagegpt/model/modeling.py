@@ -29,6 +29,7 @@ from imagegpt.model.inputs import (
     as_tuples,
     check_inputs,
     check_keywords,
+    check_mask,
     embed,
     head_masks,
     positions_from_mask,
@@ -112,15 +113,19 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
         pruned = dict(self.config.pruned_heads or {})
         if not set(heads_to_prune) <= set(range(self.config.n_layer)):
             raise ValueError(f"layers are 0..{self.config.n_layer - 1}; can't prune heads of {sorted(heads_to_prune)}.")
+        every = set(range(self.config.n_head))
         for layer, heads in heads_to_prune.items():
-            gone = pruned.get(layer, [])
-            left = [head for head in range(self.config.n_head) if head not in gone]
-            unknown = sorted(set(heads) - set(range(self.config.n_head)))
-            if unknown:
+            pruned[layer] = sorted({*pruned.get(layer, []), *heads})
+            if not set(pruned[layer]) <= every:
+                unknown = sorted(set(pruned[layer]) - every)
                 raise ValueError(f"heads are 0..{self.config.n_head - 1}; layer {layer} has no {unknown}.")
-            trunk.h[layer].attn.prune_heads(left.index(head) for head in set(heads) - set(gone))
-            pruned[layer] = sorted({*gone, *heads})
-        self.config.pruned_heads = pruned or None
+            if len(pruned[layer]) == len(every):
+                raise ValueError(f"layer {layer} would have no head left.")
+        for layer in heads_to_prune:  # all of them are right: only now is anything cut
+            gone = (self.config.pruned_heads or {}).get(layer, [])
+            left = sorted(every - set(gone))
+            trunk.h[layer].attn.prune_heads(left.index(head) for head in set(pruned[layer]) - set(gone))
+        self.config.pruned_heads = {layer: heads for layer, heads in pruned.items() if heads} or None
 
     def _resize_token_embeddings(
         self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -147,7 +152,8 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
         embedding.num_embeddings = size
         head: Any = self.get_output_embeddings()
         if head is not None and head.weight is not embedding.weight:
-            self.set_output_embeddings(self._get_resized_lm_head(head, size - 1, mean_resizing=mean_resizing))
+            resized = self._get_resized_lm_head(head, size - 1, mean_resizing=mean_resizing)
+            self.set_output_embeddings(resized.requires_grad_(head.weight.requires_grad))
         logger.warning(
             f"Resized from {old_size - 1} to {size - 1} colours. The start token moved from id {old_size - 1} to "
             f"{size - 1}, the last, with its weights; the head has {size - 1} outputs. The palette must follow."
@@ -277,7 +283,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         x_BTD = self.drop(x_BTD)
 
         hidden_states, attentions, cross_attentions = [], [], []
-        for block, factor in zip(self.h, head_masks(head_mask, self.config.n_layer), strict=True):
+        for block, factor in zip(self.h, head_masks(head_mask, self.config), strict=True):
             hidden_states.append(x_BTD) if output_hidden_states else None
             x_BTD, probs, cross_probs = block(
                 x_BTD,
@@ -332,7 +338,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         """(B or 1, T) positions, from the first of: the caller's, the padding's, the past's length."""
         if position_ids is not None:
             return position_ids.view(-1, given.shape[1])
-        if mask is not None and mask.ndim == 2:
+        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
             return positions_from_mask(mask.to(given.device), given.shape[1])
         if cache_position is not None:
             return cache_position[None]
@@ -357,8 +363,11 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             # Our eager attention reads the masks of sdpa: bool, and None where plainly causal.
             config = copy.copy(config)
             config._attn_implementation = "sdpa"
-        if mask is not None and mask.ndim not in (2, 4):
-            mask = mask.view(len(x_BTD), -1)
+        if isinstance(mask, torch.Tensor):
+            check_mask(mask, x_BTD, past)
+            if mask.dtype == torch.bool and mask.ndim == 4 and config._attn_implementation == "flex_attention":
+                # transformers adds a ready mask to flex attention's scores.
+                mask = torch.zeros_like(mask, dtype=x_BTD.dtype).masked_fill(~mask, torch.finfo(x_BTD.dtype).min)
         own = create_causal_mask(config=config, inputs_embeds=x_BTD, attention_mask=mask, past_key_values=past)
         if encoder_BSD is None:
             return own, None
@@ -377,7 +386,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
 
 def _pool(x_BTD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
     """The mean over the ids that are no padding, (B, D)."""
-    if mask_BS is None or mask_BS.ndim != 2:
+    if not isinstance(mask_BS, torch.Tensor) or mask_BS.ndim != 2:
         return x_BTD.mean(1)
     weights_BT1 = mask_BS[:, -x_BTD.shape[1] :, None].to(x_BTD.device) != 0
     total_BD = (x_BTD * weights_BT1).sum(1, dtype=torch.float32)
