@@ -15,7 +15,6 @@ from transformers import (
     EncoderRepetitionPenaltyLogitsProcessor,
     GenerationConfig,
     LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
     PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
@@ -31,7 +30,6 @@ from imagegpt.model.inputs import as_cache, positions_from_mask, without_old_nam
 LOOK_UP = (
     EncoderNoRepeatNGramLogitsProcessor,
     EncoderRepetitionPenaltyLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
     PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,

@@ -15,6 +15,13 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 
+# Read by flash attention, and by the attention functions of transformers' continuous batching (`generate_batch`).
+ATTENTION_KEYWORDS = {
+    *FlashAttentionKwargs.__annotations__,
+    *("block_table", "cache", "is_causal", "logits_indices", "logits_processor_args"),
+    *("max_seqlen_k", "max_seqlen_q", "read_index", "write_index"),
+}
+
 
 def without_old_name(input_ids: torch.Tensor | None, pixel_values: torch.Tensor | None) -> torch.Tensor | None:
     """`input_ids`, under that name or its first one, `pixel_values`."""
@@ -28,7 +35,7 @@ def without_old_name(input_ids: torch.Tensor | None, pixel_values: torch.Tensor 
 
 def check_keywords(kwargs: dict[str, Any]) -> None:
     """Refuse keywords that nothing would read; attention functions read those of flash attention."""
-    unknown = [name for name in kwargs if name not in FlashAttentionKwargs.__annotations__]
+    unknown = [name for name in kwargs if name not in ATTENTION_KEYWORDS]
     if unknown:
         raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
 

@@ -283,7 +283,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         x_BTD = self.drop(x_BTD)
 
         hidden_states, attentions, cross_attentions = [], [], []
-        for block, factor in zip(self.h, head_masks(head_mask, self.config), strict=True):
+        for block, factor in zip(self.h[: self.config.n_layer], head_masks(head_mask, self.config), strict=True):
             hidden_states.append(x_BTD) if output_hidden_states else None
             x_BTD, probs, cross_probs = block(
                 x_BTD,
@@ -368,6 +368,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             if mask.dtype == torch.bool and mask.ndim == 4 and config._attn_implementation == "flex_attention":
                 # transformers adds a ready mask to flex attention's scores.
                 mask = torch.zeros_like(mask, dtype=x_BTD.dtype).masked_fill(~mask, torch.finfo(x_BTD.dtype).min)
+        if past is not None and config._attn_implementation == "flex_attention":
+            past = _with_length_of_now(past)
         own = create_causal_mask(config=config, inputs_embeds=x_BTD, attention_mask=mask, past_key_values=past)
         if encoder_BSD is None:
             return own, None
@@ -382,6 +384,13 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             config=config, inputs_embeds=x_BTD, attention_mask=encoder_mask, encoder_hidden_states=encoder_BSD
         )
         return own, cross
+
+
+def _with_length_of_now(past: Any) -> Any:
+    """A flex mask is read when a static cache has counted the new ids in place already: keep the length before."""
+    past, length = copy.copy(past), past.get_seq_length() + 0
+    past.get_query_offset = lambda layer_idx=0: length
+    return past
 
 
 def _pool(x_BTD: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
