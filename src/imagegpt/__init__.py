@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ImageGPTForImageClassification,
     )
     from imagegpt.model.modeling import ImageGPTModel, ImageGPTPreTrainedModel
+    from imagegpt.model.quantization import quantize
     from imagegpt.pipeline import ImageGPT, Result
     from imagegpt.registration import register
     from imagegpt.spec import SIZES, ModelSpec
@@ -39,6 +40,7 @@ _HOMES = {
     "PaletteCodec": "codec.palette",
     "Result": "pipeline",
     "SIZES": "spec",
+    "quantize": "model.quantization",
     "register": "registration",
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "PaletteCodec",
     "Result",
     "__version__",
+    "quantize",
     "register",
 ]
 

@@ -8,6 +8,27 @@ from transformers import PreTrainedConfig
 
 from imagegpt.spec import ATTRIBUTE_MAP, ModelSpec, size_spec
 
+# What becomes of each module where a model is divided among processes; the styles are in `imagegpt.model.parallel`.
+_TP_PLAN = {
+    "wte": "imagegpt_embedding",
+    "wpe": "imagegpt_replicated",
+    "h.*.ln_1": "imagegpt_replicated",
+    "h.*.attn": "imagegpt_attention",
+    "h.*.attn.c_attn": "imagegpt_packed_qkv",
+    "h.*.attn.c_proj": "imagegpt_rows",
+    "h.*.ln_2": "imagegpt_replicated",
+    "h.*.mlp.c_fc": "imagegpt_columns",
+    "h.*.mlp.c_proj": "imagegpt_rows",
+    "ln_f": "imagegpt_replicated",
+}
+_CROSS_ATTENTION_TP_PLAN = {
+    "h.*.ln_cross_attn": "imagegpt_replicated",
+    "h.*.crossattention": "imagegpt_attention",
+    "h.*.crossattention.q_attn": "imagegpt_columns",
+    "h.*.crossattention.c_attn": "imagegpt_packed_kv",
+    "h.*.crossattention.c_proj": "imagegpt_rows",
+}
+
 
 @strict
 class ImageGPTConfig(PreTrainedConfig):
@@ -46,6 +67,7 @@ class ImageGPTConfig(PreTrainedConfig):
     model_type = "imagegpt"
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = ATTRIBUTE_MAP
+    base_model_tp_plan = _TP_PLAN
     pruned_heads = None  # no field: a file shows it only where heads are gone
 
     vocab_size: int = ModelSpec.vocab_size
@@ -75,6 +97,8 @@ class ImageGPTConfig(PreTrainedConfig):
         pruned = kwargs.pop("pruned_heads", None)
         if pruned:
             self.pruned_heads = {int(layer): list(heads) for layer, heads in pruned.items()}
+        if self.add_cross_attention:
+            self.base_model_tp_plan = {**_TP_PLAN, **_CROSS_ATTENTION_TP_PLAN}  # pyright: ignore[reportAttributeAccessIssue]
         super().__post_init__(**kwargs)
 
     @classmethod

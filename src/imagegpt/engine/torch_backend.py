@@ -83,7 +83,7 @@ class TorchBackend:
 
     def new_cache(self, rows: int, length: int) -> StaticCache:
         """An empty cache of the model's shape, dtype and device."""
-        return StaticCache(self.spec, rows, length, like=self.model.lm_head.weight)
+        return StaticCache(self.spec, rows, length, like=self.model.transformer.wte.weight)
 
 
 class TorchRows:

@@ -40,6 +40,13 @@ LOOK_UP = (
 class ImageGPTGenerationMixin(GenerationMixin):
     """transformers' `generate`, that starts with SOS, ends with the last pixel and knows the number of positions."""
 
+    def _get_static_cache_init_shape(self) -> Any:
+        """Called before a prompt is read in pieces; `None`: the first keys say how many heads a layer has here."""
+        model: Any = self
+        if model.config.pruned_heads or (model._tp_size or 1) > 1:
+            return None
+        return super()._get_static_cache_init_shape()  # pyright: ignore
+
     def generate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         inputs: torch.Tensor | None = None,

@@ -35,7 +35,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
     """
 
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
-    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _tp_plan = {"lm_head": "imagegpt_head"}
     accepts_loss_kwargs = True  # transformers' Trainer then passes num_items_in_batch
 
     def __init__(self, config: ImageGPTConfig) -> None:
@@ -141,6 +141,14 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
     def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """The head: states after the final norm to (B, T, K) logits. A tied head's row for SOS is cut off."""
         return self.lm_head(x_BTD)[..., : self.config.vocab_size - 1]
+
+    def gather_sharded_state_dict_for_save(
+        self, model_to_save: Any, state_dict: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Called by `save_pretrained`: put together, a head that is the embedding would look like another weight."""
+        if self.lm_head.weight is self.transformer.wte.weight:
+            state_dict = {name: value for name, value in state_dict.items() if name != "lm_head.weight"}
+        return super().gather_sharded_state_dict_for_save(model_to_save, state_dict, *args, **kwargs)
 
     def image_loss(self, ids_BT: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         """The paper's loss (section 2.1): the mean negative log-likelihood of all T ids, SOS first.

@@ -36,8 +36,13 @@ from imagegpt.model.inputs import (
     without_old_name,
 )
 from imagegpt.model.layers import ImageGPTMLP, ImageGPTRMSNorm, ResidualProjection
+from imagegpt.model.quantization import is_torchao, quantize, use_linear_layers
 
 logger = logging.get_logger(__name__)
+if torch.distributed.is_available():
+    from imagegpt.model.parallel import register_styles
+
+    register_styles()
 
 
 class ImageGPTBlock(GradientCheckpointingLayer):
@@ -89,6 +94,17 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     # Files of old releases carry their causal masks; a mask is no weight.
     _keys_to_ignore_on_load_unexpected = [r"(^|\.)h\.\d+\.(attn|crossattention)\.(masked_)?bias$"]
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
+        """transformers' own; with a `TorchAoConfig` the weights are quantised, by `imagegpt.model.quantization`."""
+        if not is_torchao(quantization_config):
+            return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
+        loaded: Any = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if not hasattr(model, "hf_quantizer"):  # else the folder's weights are quantised already
+            quantize(model, quantization_config)
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """HF's rule: normal(0, initializer_range), the residual projections divided by sqrt(2 L) (GPT-2)."""
@@ -107,8 +123,11 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
                 already may be named again.
 
         Raises:
-            ValueError: a layer or a head that is not there, or a layer that would have none left.
+            ValueError: a layer or a head that is not there, a layer that would have none left, or a model that is
+                divided among processes or quantised.
         """
+        if (self._tp_size or 1) > 1 or getattr(self, "is_quantized", False):
+            raise ValueError("Prune heads before a model is divided among processes or quantised.")
         trunk: Any = self.base_model
         pruned = dict(self.config.pruned_heads or {})
         if not set(heads_to_prune) <= set(range(self.config.n_layer)):
@@ -200,6 +219,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         self.h = nn.ModuleList(blocks)
         self.ln_f = ImageGPTRMSNorm(config.n_embd, config.layer_norm_epsilon)
         self.gradient_checkpointing = False
+        if is_torchao(getattr(config, "quantization_config", None)):
+            use_linear_layers(self)  # as the weights in the file are
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
