@@ -76,6 +76,7 @@ def forward(
         dropout: of the training step; the paper has none, the published configurations say 0.1.
         training: time the training step and measure its memory too.
     """
+    peaks: dict[Side, int] = {side: _peak_of_a_step(side, size, batch, dropout) for side in SIDES} if training else {}
     models: dict[Side, Any] = {side: build(side, size, dropout).eval() for side in SIDES}
     config = models["imagegpt"].config
     models["transformers"].load_state_dict(models["imagegpt"].state_dict(), strict=False)
@@ -96,29 +97,35 @@ def forward(
         "largest_logit_difference": difference,
     }
     if training:
-        record["training"] = _training(models, ids, size, batch, dropout, repeats)
+        record["training"] = {"dropout": dropout} | _training(models, ids, batch, repeats) | _memory(peaks)
     print(json.dumps(record | {"threads": torch.get_num_threads(), "torch": torch.__version__}))
 
 
-def _training(
-    models: dict[Side, Any], ids: torch.Tensor, size: str, batch: int, dropout: float, repeats: int
-) -> dict[str, Any]:
+def _training(models: dict[Side, Any], ids: torch.Tensor, batch: int, repeats: int) -> dict[str, Any]:
     runs: Runs = {}
     for side, model in models.items():
         optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4)
         runs[side] = lambda model=model, optimizer=optimizer: _train(model, optimizer, ids)
     seconds = _alternate(runs, repeats)
-    context, peaks = multiprocessing.get_context("spawn"), {}
-    for side in SIDES:
-        queue = context.Queue()
-        process = context.Process(target=step_memory, args=(side, size, batch, dropout, queue))
-        process.start()
-        peaks[side] = queue.get()
-        process.join()
     return {
-        "dropout": dropout,
         "images_per_s": {side: round(batch / value, 3) for side, value in seconds.items()},
         "ratio": round(seconds["transformers"] / seconds["imagegpt"], 2),
+    }
+
+
+def _peak_of_a_step(side: Side, size: str, batch: int, dropout: float) -> int:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=step_memory, args=(side, size, batch, dropout, queue))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{side}'s training step ended with {process.exitcode}: too little memory for it?")
+    return queue.get()
+
+
+def _memory(peaks: dict[Side, int]) -> dict[str, Any]:
+    return {
         "peak_mib": {side: round(peak / 2**20) for side, peak in peaks.items()},
         "memory_ratio": round(peaks["imagegpt"] / peaks["transformers"], 3),
     }
