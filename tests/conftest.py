@@ -18,6 +18,8 @@ settings.load_profile("imagegpt")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test reaches for the network; importing transformers or the Hub's client comes after this.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests leave no tables in the user's cache.
+os.environ.setdefault("IMAGEGPT_CACHE", "off")
 
 GRID = (8, 8)
 COLORS = 16

@@ -10,8 +10,13 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from imagegpt.codec.feature_extractor import ImageGPTFeatureExtractor
     from imagegpt.codec.palette import PaletteCodec
-    from imagegpt.codec.processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
+    from imagegpt.codec.processor import (
+        ImageGPTImageProcessor,
+        ImageGPTImageProcessorFast,
+        ImageGPTImageProcessorPil,
+    )
     from imagegpt.config import ImageGPTConfig
     from imagegpt.errors import InputError
     from imagegpt.model.heads import (
@@ -28,11 +33,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "ImageGPT": "pipeline",
     "ImageGPTConfig": "config",
-    "ImageGPTFeatureExtractor": "codec.processor",
+    "ImageGPTFeatureExtractor": "codec.feature_extractor",
     "ImageGPTForCausalImageModeling": "model.heads",
     "ImageGPTForCausalLM": "model.heads",
     "ImageGPTForImageClassification": "model.heads",
     "ImageGPTImageProcessor": "codec.processor",
+    "ImageGPTImageProcessorFast": "codec.processor",
+    "ImageGPTImageProcessorPil": "codec.processor",
     "ImageGPTModel": "model.modeling",
     "ImageGPTPreTrainedModel": "model.modeling",
     "InputError": "errors",
@@ -54,6 +61,8 @@ __all__ = [
     "ImageGPTForCausalLM",
     "ImageGPTForImageClassification",
     "ImageGPTImageProcessor",
+    "ImageGPTImageProcessorFast",
+    "ImageGPTImageProcessorPil",
     "ImageGPTModel",
     "ImageGPTPreTrainedModel",
     "InputError",

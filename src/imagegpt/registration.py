@@ -26,7 +26,8 @@ def register() -> None:
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
     from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTImageProcessorPil
 
-    from imagegpt.codec.processor import ImageGPTFeatureExtractor, ImageGPTImageProcessor
+    from imagegpt.codec.feature_extractor import ImageGPTFeatureExtractor
+    from imagegpt.codec.processor import ImageGPTImageProcessor
     from imagegpt.config import ImageGPTConfig
     from imagegpt.model.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
     from imagegpt.model.modeling import ImageGPTModel

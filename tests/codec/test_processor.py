@@ -152,7 +152,9 @@ def test_without_quantising_the_pixels_come_out(processor, normalise):
     result = processor(image, do_color_quantize=False, do_normalize=normalise, return_tensors="np")
     assert list(result) == ["pixel_values"]
     expected = resized(image, 8, 8).transpose(2, 0, 1).astype(float)
-    np.testing.assert_allclose(result["pixel_values"][0], expected / 127.5 - 1 if normalise else expected, atol=1e-6)
+    np.testing.assert_allclose(
+        result["pixel_values"][0], expected / 127.5 - 1 if normalise else expected / 255, atol=1e-6
+    )
     assert result["pixel_values"].dtype == np.float32
 
 

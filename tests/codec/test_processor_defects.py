@@ -199,7 +199,7 @@ def test_the_first_name_of_the_processor(family):
 
 
 @pytest.mark.parametrize(("name", "library"), [("tf", "tensorflow"), ("jax", "jax")])
-@defect("gone from the current release", "return_tensors", peer="ValueError: .*TensorType", unmet="issue 4")
+@defect("gone from the current release", "return_tensors", peer="ValueError: .*TensorType")
 def test_tensors_of_other_libraries(family, name, library):
     if importlib.util.find_spec(library) is None:
         with pytest.raises(ImportError, match=library):

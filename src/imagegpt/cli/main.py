@@ -25,6 +25,7 @@ app = cyclopts.App(
 # Import paths, not functions: a verb's file is read when the verb is called.
 app.command("imagegpt.cli.complete:complete", name="complete", help="Keep the first part of pictures; paint the rest.")
 app.command("imagegpt.cli.sample:sample", name="sample", help="Paint pictures from nothing.")
+app.command("imagegpt.cli.palette:palette", name="palette", help="Fit a palette to your pictures, or look at one.")
 app.command("imagegpt.cli.info:info", name="info", help="Show what a model is: shape, files, palette.")
 
 

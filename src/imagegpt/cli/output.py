@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,21 +128,32 @@ def _make_folder(path: Path) -> None:
 
 
 @contextmanager
-def painting(words: str) -> Iterator[OnProgress]:
-    """A progress bar with rate and remaining time, on standard error; nothing where that is no terminal."""
+def working(words: str, unit: str, before: str | None = None) -> Iterator[OnProgress]:
+    """A progress bar with rate and remaining time, on standard error; nothing where that is no terminal.
+
+    Args:
+        words: what is being done.
+        unit: of the rate.
+        before: what is being done until the first step; default `words`.
+    """
     console = Console(stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}")]
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as progress:
-        task = progress.add_task("loading the model", total=None, rate="")
+        task = progress.add_task(before or words, total=None, rate="")
 
         def on_progress(done: int, total: int) -> None:
             speed = progress.tasks[0].speed if progress.tasks else None
-            rate = f"{speed:,.0f} ids/s" if speed else ""
+            rate = f"{speed:,.0f} {unit}/s" if speed else ""
             progress.update(task, description=words, completed=done, total=total, rate=rate)
 
         yield on_progress
+
+
+def painting(words: str) -> AbstractContextManager[OnProgress]:
+    """The progress bar of the painting verbs, which load a model first."""
+    return working(words, "ids", before="loading the model")
 
 
 def check_num(num: int) -> None:

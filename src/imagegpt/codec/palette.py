@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
-# Pixels compared with all K colours at once: the distances of 4,096 pixels to 512 colours are 8 MiB.
-CHUNK = 4096
-# From here on it pays to look every distinct colour up once: 2^24 flags and a table.
-BULK = 1 << 17
-DEFAULT_FIT_PIXELS = 500_000
+from imagegpt.codec.nearest import nearest
+from imagegpt.codec.tables import table_for, table_pays
+from imagegpt.errors import InputError, reason
+from imagegpt.files import write_whole
 
 
 class PaletteCodec:
@@ -47,27 +50,40 @@ class PaletteCodec:
         """K, the number of colours."""
         return len(self.clusters)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hex digest of the colours: what data sets and features record of their codec."""
         return hashlib.sha256(self.clusters.tobytes()).hexdigest()[:16]
 
-    def encode(self, pixels: NDArray[Any]) -> NDArray[np.int64]:
+    def encode(self, pixels: Any) -> Any:
         """The nearest colour of each pixel, by squared L2 in float32; ties go to the lowest id.
 
         Args:
-            pixels: (..., 3) uint8 RGB.
+            pixels: (..., 3) RGB, an array or a torch tensor on any device: uint8, or floats in the palette's scale of
+                [-1, 1] (a level x is x / 127.5 - 1).
 
         Returns:
-            (...) int64 ids.
+            (...) int64 ids: an array, or a tensor on the same device.
 
         Raises:
-            ValueError: not uint8, or the last dimension is not 3.
+            ValueError: another dtype, a number that is not finite, or the last dimension is not 3.
         """
+        if hasattr(pixels, "detach"):
+            from imagegpt.codec.torch_nearest import encode_tensor
+
+            return encode_tensor(self, pixels)
         pixels = _check_pixels(pixels)
         flat = pixels.reshape(-1, 3)
-        ids = self._encode_distinct(flat) if len(flat) >= BULK else self._nearest(flat)
-        return ids.reshape(pixels.shape[:-1])
+        if flat.dtype == np.uint8 and table_pays(self.fingerprint, len(flat)):
+            ids = self.table[(flat[:, 0].astype(np.int32) << 16) | (flat[:, 1].astype(np.int32) << 8) | flat[:, 2]]
+        else:
+            ids = nearest(flat, self.clusters)
+        return ids.astype(np.int64, copy=False).reshape(pixels.shape[:-1])
+
+    @property
+    def table(self) -> NDArray[np.integer]:
+        """The id of every uint8 colour, (2^24,), at r 65536 + g 256 + b; built once for each palette, then kept."""
+        return table_for(self.fingerprint, self.clusters)
 
     def decode(self, ids: ArrayLike) -> NDArray[np.uint8]:
         """The colour of each id: rint(127.5 (c + 1)).
@@ -102,47 +118,48 @@ class PaletteCodec:
             ValueError: not uint8 RGB, or fewer distinct colours than K.
             ModuleNotFoundError: scikit-learn is missing (extra "probe").
         """
-        try:
-            from sklearn.cluster import KMeans  # pyright: ignore[reportMissingImports]
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError('Fitting a palette needs scikit-learn: pip install "imagegpt[probe]".') from error
+        from imagegpt.codec.fit import PIXELS, cluster_colors
+
         flat = _check_pixels(pixels).reshape(-1, 3)
-        rng = np.random.default_rng(seed)
-        if len(flat) > DEFAULT_FIT_PIXELS:
-            flat = flat[rng.choice(len(flat), DEFAULT_FIT_PIXELS, replace=False)]
-        distinct = len(np.unique(flat, axis=0))
-        if distinct < colors:
-            raise ValueError(f"{colors} colours cannot be fitted to {distinct} distinct ones; ask for at most those.")
-        # sklearn's inline types call every option a str.
-        kmeans = KMeans(colors, n_init=1, max_iter=100, random_state=seed)  # pyright: ignore[reportArgumentType]
-        centers = kmeans.fit(flat.astype(np.float32) / 127.5 - 1).cluster_centers_
-        luma = centers @ np.array([0.299, 0.587, 0.114], np.float32)
-        return cls(centers[np.lexsort((*centers.T, luma))])
+        if flat.dtype != np.uint8:
+            raise ValueError(f"A palette is fitted to uint8 pixels, not {flat.dtype}.")
+        if len(flat) > PIXELS:
+            flat = flat[np.random.default_rng(seed).choice(len(flat), PIXELS, replace=False)]
+        return cls(cluster_colors(flat, colors, seed))
 
-    def _nearest(self, flat: NDArray[np.uint8]) -> NDArray[np.int64]:
-        ids = np.empty(len(flat), np.int64)
-        for start in range(0, len(flat), CHUNK):
-            scaled = flat[start : start + CHUNK].astype(np.float32) / np.float32(127.5) - np.float32(1)
-            distance = np.zeros((len(scaled), len(self)), np.float32)
-            for channel in range(3):
-                delta = scaled[:, channel, None] - self.clusters[None, :, channel]
-                distance += delta * delta
-            ids[start : start + CHUNK] = distance.argmin(1)
-        return ids
+    @classmethod
+    def load(cls, path: str | Path) -> PaletteCodec:
+        """Read a palette: an .npy file such as OpenAI's `kmeans_centers.npy`, (K, 3) in [-1, 1]; never a pickle.
 
-    def _encode_distinct(self, flat: NDArray[np.uint8]) -> NDArray[np.int64]:
-        packed = (flat[:, 0].astype(np.int32) << 16) | (flat[:, 1].astype(np.int32) << 8) | flat[:, 2]
-        seen = np.zeros(1 << 24, bool)
-        seen[packed] = True
-        distinct = np.flatnonzero(seen)
-        rgb = np.stack([distinct >> 16, distinct >> 8 & 255, distinct & 255], 1).astype(np.uint8)
-        table = np.empty(1 << 24, np.int64)
-        table[distinct] = self._nearest(rgb)
-        return table[packed]
+        Raises:
+            InputError: no such file, no .npy, or no palette in it; the message names the file.
+        """
+        try:
+            return cls(np.load(path, allow_pickle=False))
+        except FileNotFoundError:
+            raise InputError(f"{path}: there is no such file.") from None
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"{path} holds no palette: {reason(error)}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the colours as an .npy file that `load` and OpenAI's code read, whole or not at all."""
+        write_whole(Path(path), lambda temporary: np.save(temporary, self.clusters))
+
+    def picture(self, cell: int = 16) -> Image.Image:
+        """All colours in rows, from id 0 at the top left: as square as it gets, `cell` pixels a colour."""
+        columns = math.ceil(math.sqrt(len(self)))
+        grid = np.full((math.ceil(len(self) / columns) * columns, 3), 255, np.uint8)
+        grid[: len(self)] = self._rgb
+        return Image.fromarray(grid.reshape(-1, columns, 3).repeat(cell, 0).repeat(cell, 1))
 
 
-def _check_pixels(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+def _check_pixels(pixels: Any) -> NDArray[Any]:
+    """uint8 stays, floats become float32."""
     pixels = np.asarray(pixels)
-    if pixels.dtype != np.uint8 or pixels.ndim < 1 or pixels.shape[-1] != 3:
-        raise ValueError(f"Pixels are uint8 RGB, shape (..., 3), not {pixels.dtype} {pixels.shape}.")
-    return pixels
+    if (pixels.dtype != np.uint8 and pixels.dtype.kind != "f") or pixels.ndim < 1 or pixels.shape[-1] != 3:
+        raise ValueError(f"Pixels are uint8 or float RGB, shape (..., 3), not {pixels.dtype} {pixels.shape}.")
+    if pixels.dtype == np.uint8:
+        return pixels
+    if not np.isfinite(pixels).all():
+        raise ValueError("The pixels hold a number that is not finite.")
+    return pixels.astype(np.float32, copy=False)

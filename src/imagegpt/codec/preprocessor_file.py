@@ -40,6 +40,8 @@ def load_preprocessor(folder: Path) -> tuple[PaletteCodec, Framing]:
 def framing_from(config: dict[str, Any]) -> Framing:
     """The framing that a preprocessor's dictionary describes; `size` is a side or {"height", "width"}."""
     size = config["size"]
+    if isinstance(size, (list, tuple)):
+        raise InputError(f'size must be a side or {{"height", "width"}}; in {size} it is not said which is which.')
     if isinstance(size, dict) and size.keys() != {"height", "width"}:
         raise InputError(f'size must be a side or {{"height", "width"}}, not {size}.')
     height, width = (size["height"], size["width"]) if isinstance(size, dict) else (size, size)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-import warnings
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -14,38 +14,16 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
 from imagegpt.codec.palette import PaletteCodec
-from imagegpt.codec.pictures import Crop, Framing, Picture, read_pictures
+from imagegpt.codec.pictures import WHITE, Crop, Framing, OnError, Picture, Reading, read_pictures
 from imagegpt.codec.preprocessor_file import framing_from
+from imagegpt.codec.size import Size
 from imagegpt.errors import InputError
-from imagegpt.sequence import flatten
+from imagegpt.sequence import flatten, unflatten
 
-
-class Size(dict[str, int]):
-    """{"height", "width"}. A square one is its side as well, which `size` was in transformers before 4.25.
-
-    Where a whole number is needed (shapes, ranges), in products and in halves it is the side.
-
-    Example:
-        >>> size = Size(height=8, width=8)
-        >>> size["height"], size == {"height": 8, "width": 8}
-        (8, True)
-        >>> np.zeros([size, size, 3]).shape, size * size + 1
-        ((8, 8, 3), 65)
-    """
-
-    def __index__(self) -> int:
-        height, width = self["height"], self["width"]
-        if height != width:
-            raise TypeError(f"A size of {height} x {width} is not one number: it is not square.")
-        return height
-
-    def __mul__(self, other: Any) -> Any:
-        return operator.index(self) * other
-
-    __rmul__ = __mul__
-
-    def __floordiv__(self, other: Any) -> Any:
-        return operator.index(self) // other
+# The palette's scale, [-1, 1], as transformers writes it: (level / 255 - 0.5) / 0.5.
+SCALE = {"rescale_factor": 1 / 255, "image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+CHANNELS = {"channels_first": "first", "channels_last": "last"}
+OTHER_TENSORS = {"tf": ("tensorflow", "constant"), "jax": ("jax.numpy", "asarray"), "mlx": ("mlx.core", "array")}
 
 
 class ImageGPTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -54,26 +32,34 @@ class ImageGPTImageProcessorKwargs(ImagesKwargs, total=False):
     clusters: Any
     do_color_quantize: bool
     crop: Crop
+    background: tuple[int, int, int]
+    white: float | None
 
 
 class ImageGPTImageProcessor(BaseImageProcessor):
-    """Turns pictures into `input_ids`.
+    """Turns pictures into `input_ids`, and ids into pictures.
 
     Args:
         clusters: (K, 3) colours in [-1, 1]; needed to quantise.
         do_resize: bring each picture to `size`; without it all pictures must have one size.
         size: {"height", "width"} or a side; default 256 x 256, as in transformers. The attribute is a `Size`: both.
-        resample: PIL's number of the filter; default bilinear.
-        do_normalize: scale `pixel_values` from 0..255 to [-1, 1]. Ids are the same either way: the palette is
-            defined in [-1, 1].
+        resample: PIL's number of the filter; default bilinear (antialiased where it shrinks).
+        do_rescale, rescale_factor: multiply `pixel_values` by 1/255 (or another factor).
+        do_normalize, image_mean, image_std: then subtract 0.5 and divide by 0.5 (or others). Ids are the same with
+            and without: the palette is defined in [-1, 1], and other factors are refused where ids are made.
         do_color_quantize: give `input_ids`; without it `pixel_values`.
+        do_convert_rgb: accepted; pictures of every mode are converted anyway.
         crop: "none" squashes a picture to `size`, as transformers does; "center" cuts the largest centred part of
-            that shape first, as the paper does.
+            that shape first, as the paper does; "random" one as large anywhere.
+        background: RGB levels that alpha is laid on; default white.
+        white: the value of white in float arrays; default: guessed between 1 and 255, with a warning.
 
     Example:
         >>> processor = ImageGPTImageProcessor([[-1, -1, -1], [1, 1, 1]], size=2)
         >>> processor(np.zeros((4, 4, 3), np.uint8), return_tensors="np")["input_ids"]
         array([[0, 0, 0, 0]])
+        >>> processor.post_process([[0, 1, 1, 0]])[0].getpixel((1, 0))
+        (255, 255, 255)
     """
 
     model_input_names = ["input_ids"]
@@ -88,6 +74,13 @@ class ImageGPTImageProcessor(BaseImageProcessor):
         do_normalize: bool = True,
         do_color_quantize: bool = True,
         crop: Crop = "none",
+        do_rescale: bool = True,
+        rescale_factor: float = SCALE["rescale_factor"],
+        image_mean: float | Sequence[float] = SCALE["image_mean"],
+        image_std: float | Sequence[float] = SCALE["image_std"],
+        do_convert_rgb: bool | None = None,
+        background: tuple[int, int, int] = WHITE,
+        white: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -99,6 +92,13 @@ class ImageGPTImageProcessor(BaseImageProcessor):
         self.do_normalize = do_normalize
         self.do_color_quantize = do_color_quantize
         self.crop = framing.crop
+        self.do_rescale = do_rescale
+        self.rescale_factor = rescale_factor
+        self.image_mean = image_mean
+        self.image_std = image_std
+        self.do_convert_rgb = do_convert_rgb
+        self.background = tuple(background)
+        self.white = white
 
     @classmethod
     def from_codec(cls, codec: PaletteCodec, framing: Framing) -> ImageGPTImageProcessor:
@@ -108,81 +108,164 @@ class ImageGPTImageProcessor(BaseImageProcessor):
 
     # The base takes positional leftovers too; we refuse what has no name.
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, images: Picture, return_tensors: str | None = None, **overrides: Any
+        self,
+        images: Picture,
+        return_tensors: str | None = None,
+        data_format: str = "channels_first",
+        input_data_format: str | None = None,
+        on_error: OnError = "raise",
+        urls: bool = False,
+        seed: int | None = None,
+        **overrides: Any,
     ) -> BatchFeature:
         """Turn pictures into ids (or, without quantising, into pixels).
 
         Args:
-            images: one picture or several: PIL images, arrays, tensors, paths; see
+            images: one picture or several: PIL images, arrays, tensors, paths, bytes; see
                 `imagegpt.codec.pictures.read_picture`.
-            return_tensors: "np", "pt", or `None` for lists.
+            return_tensors: "np", "pt", "jax", "tf", "mlx", or `None` for a list of arrays.
+            data_format: where `pixel_values` have their channels: "channels_first" or "channels_last".
+            input_data_format: where arrays have theirs; default: last, if there are 1, 3 or 4 there.
+            on_error: "skip" leaves out pictures that can't be read; the result's attribute `skipped` says which.
+            urls: fetch http and https addresses.
+            seed: of random crops.
             overrides: any argument of the class, for this call.
 
         Returns:
             `input_ids` (B, height * width) int64 in raster order, or `pixel_values` (B, 3, height, width) float32.
 
         Raises:
-            InputError: a picture that can't be read; no palette; pictures of several sizes without `do_resize`.
+            InputError: a picture that can't be read, named by its position; no palette; pictures of several sizes
+                without `do_resize`.
             TypeError: an argument that the class does not have.
+            ImportError: `return_tensors` names a library that is not installed.
         """
+        settings = self._settings(overrides)
+        channels = _channels(input_data_format)
+        how = Reading(tuple(settings["background"]), settings["white"], channels, urls)
+        skipped: list[str] = []
+        pictures = read_pictures(images, how, on_error, skipped)
+        pixels_BHWC = _pixels(pictures, settings, np.random.default_rng(seed))
+        if settings["do_color_quantize"]:
+            name, values = "input_ids", flatten(_codec(settings).encode(pixels_BHWC))
+        else:
+            name, values = "pixel_values", _scaled(pixels_BHWC, settings)
+            if _channels(data_format) == "first":
+                values = values.transpose(0, 3, 1, 2)
+        batch: Any = _batch(name, values, return_tensors)
+        batch.skipped = skipped
+        return batch
+
+    def post_process(self, ids: Any) -> list[Image.Image]:
+        """Ids as pictures, rint(127.5 (c + 1)) of each colour.
+
+        Args:
+            ids: (T,) or (B, T), arrays, tensors or lists; T is the size's height times width. A start token in front
+                of every row, as `generate` gives it, is left out.
+
+        Returns:
+            B RGB images.
+
+        Raises:
+            InputError: no palette, another T, or an id that is no colour.
+        """
+        codec = _codec({"clusters": self.clusters})
+        height, width = self.size["height"], self.size["width"]
+        try:
+            ids_BT = np.atleast_2d(ids.detach().cpu().numpy() if hasattr(ids, "detach") else np.asarray(ids))
+        except ValueError:  # numpy's words for it are about "inhomogeneous shapes"
+            raise InputError(f"Every picture of {height} x {width} has {height * width} ids; these differ.") from None
+        if ids_BT.ndim != 2:
+            raise InputError(f"Ids of pictures are T or B x T, not an array of shape {ids_BT.shape}.")
+        if ids_BT.shape[1] == height * width + 1 and (ids_BT[:, 0] == len(codec)).all():
+            ids_BT = ids_BT[:, 1:]
+        if ids_BT.shape[1] != height * width:
+            raise InputError(f"A picture of {height} x {width} has {height * width} ids, not {ids_BT.shape[1]}.")
+        try:
+            pixels_BHWC = codec.decode(unflatten(ids_BT, (height, width)))
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        return [Image.fromarray(pixels) for pixels in pixels_BHWC]
+
+    def reconstruct(self, images: Picture, **overrides: Any) -> list[Image.Image]:
+        """What a model sees of pictures: cropped, resized and in the palette's colours.
+
+        Args:
+            images: as for the call.
+            overrides: as for the call, but `size`.
+        """
+        return self.post_process(np.stack(self.preprocess(images, **overrides)["input_ids"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `save_pretrained` writes; the palette as lists, so that JSON can hold it."""
+        return super().to_dict() | {"clusters": None if self.clusters is None else self.clusters.tolist()}
+
+    def _settings(self, overrides: dict[str, Any]) -> dict[str, Any]:
         settings = {name: getattr(self, name) for name in _SETTINGS}
         unknown = sorted(overrides.keys() - settings.keys())
         if unknown:
             raise TypeError(f"ImageGPTImageProcessor has no argument {unknown[0]!r}; it has {', '.join(_SETTINGS)}.")
         settings |= {name: value for name, value in overrides.items() if value is not None}
-        pixels_BHWC = _pixels(read_pictures(images), settings)
         if settings["do_color_quantize"]:
-            if settings["clusters"] is None:
-                raise InputError("Quantising needs clusters: give the palette, or do_color_quantize=False.")
-            ids_BT = flatten(PaletteCodec(settings["clusters"]).encode(pixels_BHWC))
-            return BatchFeature({"input_ids": list(ids_BT)}, tensor_type=return_tensors)
-        values_BCHW = pixels_BHWC.astype(np.float32).transpose(0, 3, 1, 2)
-        if settings["do_normalize"]:
-            values_BCHW = values_BCHW / np.float32(127.5) - np.float32(1)
-        return BatchFeature({"pixel_values": list(values_BCHW)}, tensor_type=return_tensors)
+            for name, usual in SCALE.items():
+                if np.size(settings[name]) not in (1, np.size(usual)) or not np.allclose(settings[name], usual):
+                    raise InputError(f"{name}={settings[name]}: the palette's scale is [-1, 1], so ids need {usual}.")
+        return settings
 
 
-class ImageGPTFeatureExtractor(ImageGPTImageProcessor):
-    """Deprecated name of `ImageGPTImageProcessor`: the one of transformers before 4.25.
+# Its names in transformers 4 and 5, for code that asks for one by name.
+ImageGPTImageProcessorFast = ImageGPTImageProcessorPil = ImageGPTImageProcessor
 
-    The ids of its encodings also answer to the name that they had at first, `pixel_values`.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        message = "ImageGPTFeatureExtractor is deprecated; use ImageGPTImageProcessor instead."
-        warnings.warn(message, FutureWarning, stacklevel=2)
-        super().__init__(*args, **kwargs)
-
-    def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, images: Picture, return_tensors: str | None = None, **overrides: Any
-    ) -> BatchFeature:
-        """As `ImageGPTImageProcessor.preprocess`."""
-        return _OldEncoding(super().preprocess(images, return_tensors, **overrides).data)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `ImageGPTImageProcessor.to_dict`: what it saves has the current name."""
-        return super().to_dict() | {"image_processor_type": ImageGPTImageProcessor.__name__}
+_SETTINGS = (
+    *("clusters", "do_resize", "size", "resample", "do_normalize", "do_color_quantize", "crop", "do_rescale"),
+    *("rescale_factor", "image_mean", "image_std", "do_convert_rgb", "background", "white"),
+)
 
 
-class _OldEncoding(BatchFeature):
-    """An encoding whose ids can be read as `pixel_values`; the key is `input_ids` alone, for `model(**encoding)`."""
-
-    def __getitem__(self, item: str) -> Any:
-        is_old_name = item == "pixel_values" and item not in self.data
-        return super().__getitem__("input_ids" if is_old_name else item)
-
-    def __getattr__(self, item: str) -> Any:
-        return self[item] if item == "pixel_values" else super().__getattr__(item)
+def _channels(data_format: Any) -> Any:
+    if data_format is None:
+        return None
+    name = str(getattr(data_format, "value", data_format))  # transformers' ChannelDimension, or its value
+    if name not in CHANNELS:
+        raise InputError(f"{name!r} is no place for channels; there are {' and '.join(CHANNELS)}.")
+    return CHANNELS[name]
 
 
-_SETTINGS = ("clusters", "do_resize", "size", "resample", "do_normalize", "do_color_quantize", "crop")
+def _codec(settings: dict[str, Any]) -> PaletteCodec:
+    if settings["clusters"] is None:
+        raise InputError("Quantising needs clusters: give the palette, or do_color_quantize=False.")
+    return PaletteCodec(settings["clusters"])
 
 
-def _pixels(pictures: list[Image.Image], settings: dict[str, Any]) -> NDArray[np.uint8]:
+def _pixels(pictures: list[Image.Image], settings: dict[str, Any], rng: np.random.Generator) -> NDArray[np.uint8]:
     if settings["do_resize"]:
         framing = framing_from(settings)
-        return np.stack([framing.apply(picture) for picture in pictures])
+        return np.stack([framing.apply(picture, rng) for picture in pictures])
     sizes = {picture.size for picture in pictures}
     if len(sizes) > 1:
         raise InputError(f"The pictures have {len(sizes)} different sizes; without do_resize they must have one.")
     return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def _scaled(pixels_BHWC: NDArray[np.uint8], settings: dict[str, Any]) -> NDArray[np.float32]:
+    values = pixels_BHWC.astype(np.float32)
+    if settings["do_rescale"]:
+        values *= np.float32(settings["rescale_factor"])
+    if settings["do_normalize"]:
+        values -= np.asarray(settings["image_mean"], np.float32)
+        values /= np.asarray(settings["image_std"], np.float32)
+    return values
+
+
+def _batch(name: str, values: NDArray[Any], tensors: str | None) -> BatchFeature:
+    kind = str(getattr(tensors, "value", tensors))
+    if kind not in OTHER_TENSORS:
+        return BatchFeature({name: list(values)}, tensor_type=tensors)
+    module, make = OTHER_TENSORS[kind]
+    try:
+        library = import_module(module)
+    except ModuleNotFoundError:
+        raise ImportError(
+            f'return_tensors="{kind}" needs {module.partition(".")[0]}, which is not installed.'
+        ) from None
+    return BatchFeature({name: getattr(library, make)(values)})

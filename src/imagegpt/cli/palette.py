@@ -1,0 +1,143 @@
+"""imagegpt palette"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import App, Parameter
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from imagegpt.checkpoint import find_model
+from imagegpt.cli.output import Whole, working
+from imagegpt.codec.fit import PIXELS, PixelSample, palette_error
+from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.pictures import OnError
+from imagegpt.codec.preprocessor_file import load_preprocessor
+from imagegpt.data.sources import Skipped, Source, open_source, read_records
+from imagegpt.errors import InputError
+from imagegpt.files import check_writable, write_whole
+
+palette = App(name="palette", help="Fit a palette to pictures of your own, or look at one.")
+SEEDS = 1 << 32  # as many as scikit-learn has
+Json = Annotated[bool, Parameter("--json", negative="")]
+
+
+@palette.command
+def fit(
+    data: str,
+    *,
+    colors: Whole = 512,
+    out: Path = Path("palette.npy"),
+    pixels: Whole = PIXELS,
+    seed: Whole = 0,
+    validation: str | None = None,
+    on_error: OnError = "raise",
+    json_: Json = False,
+) -> None:
+    """Fit a palette by k-means to a uniform sample of all pixels of all pictures.
+
+    Writes the colours, (K, 3) in [-1, 1] from dark to light, as an .npy file, and a picture of them beside it.
+
+    Args:
+        data: a folder of pictures, a parquet file in Hugging Face's layout or a folder of them (DATA:split), a picture.
+        colors: K.
+        out: the .npy file.
+        pixels: size of the sample.
+        seed: of the sample and of the start.
+        validation: DATA to report the error on; default: the sample itself.
+        on_error: stop at a picture that can't be read, or skip it.
+        json_: print the report as JSON.
+    """
+    if out.suffix != ".npy":
+        raise InputError(f"--out {out}: give a file that ends in .npy.")
+    if not 0 <= seed < SEEDS:
+        raise InputError(f"--seed must be 0 to {SEEDS - 1}, not {seed}.")
+    check_writable(out)
+    began = time.perf_counter()
+    skipped = Skipped()
+    sample = PixelSample(pixels, seed)
+    for picture in _pictures(open_source(data), on_error, skipped, "reading pictures"):
+        sample.add(picture)
+    codec = PaletteCodec(_cluster(sample.pixels, colors, seed))
+    measured = [sample.pixels]
+    if validation:
+        measured = _pictures(open_source(validation), on_error, skipped, "measuring the error")
+    record: dict[str, Any] = {"written": [str(out), str(out.with_suffix(".png"))], "colors": len(codec)}
+    record |= {"fingerprint": codec.fingerprint, **palette_error(codec, measured), "on": validation or "sample"}
+    codec.save(out)
+    write_whole(out.with_suffix(".png"), codec.picture().save)
+    record |= {"data": data, "sampled": len(sample.pixels), "seed": seed, "skipped": skipped.reasons}
+    _print(record | {"seconds": round(time.perf_counter() - began, 3)}, json_)
+
+
+@palette.command
+def show(source: str = "nano", *, out: Path | None = None, json_: Json = False) -> None:
+    """Show a palette's numbers, and draw it.
+
+    Args:
+        source: an .npy file such as OpenAI's kmeans_centers.npy, a model folder, "nano" or a Hub id.
+        out: a picture of the colours (.png).
+        json_: print the numbers as JSON.
+    """
+    codec = PaletteCodec.load(source) if source.endswith(".npy") else load_preprocessor(find_model(source))[0]
+    levels = codec.decode(np.arange(len(codec)))
+    record: dict[str, Any] = {
+        "colors": len(codec),
+        "fingerprint": codec.fingerprint,
+        "distinct as uint8": len(np.unique(levels, axis=0)),
+        "darkest": levels[levels.sum(1, dtype=int).argmin()].tolist(),
+        "lightest": levels[levels.sum(1, dtype=int).argmax()].tolist(),
+    }
+    if out is not None:
+        if out.suffix.lower() != ".png":
+            raise InputError(f"--out {out}: give a file that ends in .png.")
+        write_whole(out, codec.picture().save)
+        record["written"] = [str(out)]
+    _print(record, json_)
+
+
+def _pictures(source: Source, on_error: OnError, skipped: Skipped, words: str) -> Iterator[NDArray[np.uint8]]:
+    """The pictures' pixels, with a progress bar; what can't be read is told at the end."""
+    with working(words, "pictures") as progress:
+        for number, (_, picture) in enumerate(read_records(source, on_error), 1):
+            progress(number, len(source))
+            if isinstance(picture, Image.Image):
+                yield np.asarray(picture)
+            else:
+                skipped.reasons.append(picture)
+
+
+def _cluster(pixels: NDArray[np.uint8], colors: int, seed: int) -> NDArray[np.float32]:
+    from imagegpt.codec.fit import cluster_colors
+
+    with working("clustering", "steps"):
+        return cluster_colors(pixels, colors, seed)
+
+
+def _print(record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        # JSON has no infinity, which is the psnr of a palette that loses nothing.
+        json.dump({name: None if value == math.inf else value for name, value in record.items()}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    table = Table(show_header=False)
+    for name, value in record.items():
+        shown = (
+            f"{value:.3f}"
+            if isinstance(value, float)
+            else ", ".join(map(str, value))
+            if isinstance(value, list)
+            else value
+        )
+        table.add_row(name, str(shown))
+    Console().print(table)

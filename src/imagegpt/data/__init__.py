@@ -1,0 +1,1 @@
+"""Sources of pictures -> records, for every verb that takes DATA."""
