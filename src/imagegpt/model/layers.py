@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from imagegpt.config import ImageGPTConfig
 
 SLOPE = 1.702  # of quick GELU
+ROWS = 512  # ids whose inner activations stay in a CPU's cache: an eighth of a forward's time at the small size
 
 
 class ImageGPTRMSNorm(nn.Module):
@@ -132,4 +133,8 @@ class ImageGPTMLP(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Apply the two layers; shape stays."""
-        return self.dropout(self.c_proj(self.act(self.c_fc(x_BTD))))
+        parts = [x_BTD]
+        if x_BTD.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            parts = x_BTD.flatten(0, -2).split(ROWS)
+        done = [self.dropout(self.c_proj(self.act(self.c_fc(part)))) for part in parts]
+        return done[0].view_as(x_BTD) if len(done) == 1 else torch.cat(done).view_as(x_BTD)
