@@ -1,10 +1,28 @@
-"""The one exception for input that can't be used; the command turns it into one sentence and exit code 2."""
+"""The exception for what can't be used or done here; the command turns it into one sentence and exit code 2."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
     """What the user gave can't be used. The message says what is wrong, where, and what to do."""
+
+
+class MissingExtra(InputError, ModuleNotFoundError):  # noqa: N818 - no error in what was typed
+    """What was asked for needs a package that comes with one of our extras only.
+
+    Args:
+        what: was asked for, as the beginning of a sentence.
+        package: that it needs.
+        extra: that brings the package.
+    """
+
+    def __init__(self, what: str, package: str, extra: str) -> None:
+        super().__init__(what, package, extra)  # the parts, not the sentence: pickle makes errors of their arguments
+
+    def __str__(self) -> str:
+        """The sentence for the user."""
+        what, package, extra = self.args
+        return f'{what} needs {package}: pip install "imagegpt[{extra}]".'
 
 
 def reason(error: BaseException) -> str:

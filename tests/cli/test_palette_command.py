@@ -182,6 +182,16 @@ def test_what_can_not_be_fitted_is_one_sentence_and_nothing_is_written(place, re
     assert words in refused("fit", *arguments).lower()
 
 
+def test_without_an_extra_the_sentence_says_how_to_install_it(place, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    Path("data.parquet").write_bytes(b"PAR1")
+    told = refused("fit", "pictures", "--colors", "4")
+    assert told == 'error: Fitting a palette needs scikit-learn: pip install "imagegpt[probe]".\n'
+    told = refused("fit", "data.parquet", "--colors", "4")
+    assert told == 'error: Reading parquet files needs pyarrow: pip install "imagegpt[data]".\n'
+
+
 # --- show
 
 

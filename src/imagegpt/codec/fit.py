@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagegpt.errors import InputError
+from imagegpt.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
     from imagegpt.codec.palette import PaletteCodec
@@ -66,12 +66,12 @@ def cluster_colors(flat: NDArray[np.uint8], colors: int, seed: int = 0) -> NDArr
 
     Raises:
         InputError: fewer distinct colours than K, or K is below 1.
-        ModuleNotFoundError: scikit-learn is missing (extra "probe").
+        MissingExtra: scikit-learn is missing (extra "probe").
     """
     try:
         from sklearn.cluster import KMeans  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('Fitting a palette needs scikit-learn: pip install "imagegpt[probe]".') from error
+        raise MissingExtra("Fitting a palette", "scikit-learn", "probe") from error
     # Each distinct colour once, with its count as weight: the same sum of squares from a third of the points.
     packed, counts = np.unique(flat.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32), return_counts=True)
     distinct = len(packed)

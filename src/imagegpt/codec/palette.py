@@ -116,7 +116,7 @@ class PaletteCodec:
 
         Raises:
             ValueError: not uint8 RGB, or fewer distinct colours than K.
-            ModuleNotFoundError: scikit-learn is missing (extra "probe").
+            MissingExtra: scikit-learn is missing (extra "probe").
         """
         from imagegpt.codec.fit import PIXELS, cluster_colors
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from imagegpt.codec.pictures import OnError, Picture, read_picture
-from imagegpt.errors import InputError, reason
+from imagegpt.errors import InputError, MissingExtra, reason
 
 BATCH = 256  # rows of a parquet file that are held at once
 
@@ -83,6 +84,7 @@ def open_source(data: str | Path) -> Source:
 
     Raises:
         InputError: nothing is there, or nothing that holds pictures.
+        MissingExtra: a parquet file without pyarrow (extra "data").
     """
     path, split = _path_and_split(str(data))
     if path.is_file():
@@ -154,14 +156,7 @@ def _files(files: list[Path], name: str, classes: tuple[str, ...] = (), root: Pa
 
 
 def _parquet(paths: list[Path], name: str) -> Source:
-    try:
-        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('Reading parquet files needs pyarrow: pip install "imagegpt[data]".') from error
-    files = []
-    for path in paths:
-        with _damage_told(path):
-            files.append(parquet.ParquetFile(path))
+    files = [_open_parquet(path) for path in paths]
     wanted = ["image", "label"] if "label" in files[0].schema_arrow.names else ["image"]
     for path, file in zip(paths, files, strict=True):
         columns = file.schema_arrow.names
@@ -179,10 +174,17 @@ def _parquet(paths: list[Path], name: str) -> Source:
     return Source(name, sum(file.metadata.num_rows for file in files), records, _class_names(files[0]))
 
 
-def _rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
+def _open_parquet(path: Path) -> Any:
+    try:
+        from pyarrow.parquet import ParquetFile  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise MissingExtra("Reading parquet files", "pyarrow", "data") from error
+    with _damage_told(path):
+        return ParquetFile(path)
 
-    batches = parquet.ParquetFile(path).iter_batches(BATCH, columns=columns)
+
+def _rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    batches = _open_parquet(path).iter_batches(BATCH, columns=columns)
     while True:
         with _damage_told(path):  # around the reading alone: not around what is done with a row
             batch = next(batches, None)
@@ -208,8 +210,6 @@ def _cell(cell: Any) -> Any:
 
 def _class_names(file: Any) -> tuple[str, ...]:
     """Names of the classes, which Hugging Face's writer keeps in the file's metadata."""
-    import json
-
     try:
         features = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(features["label"]["names"])

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers.pytorch_utils import Conv1D
 
+from imagegpt.errors import MissingExtra
+
 CPU_GROUP_SIZES = (128, 64, 32)  # that the CPU's kernel for 4 bits reads
 OUTPUTS_UNIT = 16  # its outputs come in multiples of this
 
@@ -38,7 +40,7 @@ def quantize(model: Any, scheme: Any = "int8", *, group_size: int = 64, head: bo
         The same model.
 
     Raises:
-        ModuleNotFoundError: torchao is missing (extra "quantization").
+        MissingExtra: torchao is missing (extra "quantization").
         ValueError: an unknown scheme, layers that do not fall into groups of that size, a head that is also the
             embedding, or a model that is quantised already or divided among processes.
 
@@ -97,7 +99,7 @@ def _check_torchao() -> None:
     try:
         import torchao.quantization  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('Quantising needs torchao: pip install "imagegpt[quantization]".') from error
+        raise MissingExtra("Quantising", "torchao", "quantization") from error
 
 
 def _torchao_config(scheme: Any, group_size: int, head: bool, device: torch.device) -> Any:
