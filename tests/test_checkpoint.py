@@ -194,6 +194,7 @@ def test_stored_tensors_of_shards_are_those_of_one_file(tiny_folder, sharded):
 def test_stored_tensors_leaves_out_the_masks_of_old_files_and_nothing_else(folder):
     before = checkpoint.stored_tensors(folder)
     masks = {"transformer__h__0__attn__bias": torch.ones(2), "transformer__h__1__attn__masked_bias": torch.ones(1)}
+    masks |= {"transformer__h__0__crossattention__masked_bias": torch.ones(1)}
     change_weights(folder, **masks)
     assert checkpoint.stored_tensors(folder) == before
     assert "transformer.h.0.attn.c_attn.bias" in before

@@ -103,6 +103,23 @@ def test_from_config_takes_both_sorts_of_names_and_leaves_other_keys_alone():
     assert spec == ModelSpec(5, 9, 24, 3, 2, 7, "relu")
 
 
+def test_the_layers_of_pruned_heads_are_numbers_though_json_makes_them_strings(tmp_path):
+    spec = ModelSpec.from_config({"n_layer": 3, "n_head": 4, "pruned_heads": {"1": [0, 2]}})
+    assert spec.pruned_heads == {1: [0, 2]}
+    assert [spec.heads(layer) for layer in range(3)] == [4, 2, 4]
+    config = ImageGPTConfig(n_layer=3, n_head=4, pruned_heads={1: [0, 2]})
+    config.save_pretrained(tmp_path)
+    assert ModelSpec.from_file(tmp_path / "config.json") == config.spec == spec
+
+
+@pytest.mark.parametrize(
+    "pruned", [{"3": [0]}, {"0": [4]}, {"0": [0, 1, 2, 3]}, {"first": [0]}, {"0": 1}, [1]], ids=str
+)
+def test_pruned_heads_that_no_model_has_are_an_error(pruned):
+    with pytest.raises((ValueError, TypeError)):
+        ModelSpec.from_config({"n_layer": 3, "n_head": 4, "pruned_heads": pruned})
+
+
 def test_from_file_reads_what_the_config_writes(tmp_path):
     config = ImageGPTConfig(vocab_size=9, n_positions=4, n_embd=8, n_layer=1, n_head=2, n_inner=5)
     config.save_pretrained(tmp_path)

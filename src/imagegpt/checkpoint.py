@@ -22,8 +22,8 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "README.md"]
-# Causal masks that files of old releases carry.
-OLD_BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")
+# Names of the causal masks that files of old releases carry; a mask is no weight.
+OLD_MASKS = r"(^|\.)h\.\d+\.(attn|crossattention)\.(masked_)?bias$"
 
 
 def find_model(name: str | Path, revision: str | None = None) -> Path:
@@ -135,7 +135,7 @@ def stored_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]] | Non
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in files:
         tensors |= _header(file)
-    return {name: entry for name, entry in tensors.items() if not OLD_BUFFERS.search(name)}
+    return {name: entry for name, entry in tensors.items() if not re.search(OLD_MASKS, name)}
 
 
 def check_weights(folder: Path, spec: ModelSpec) -> None:

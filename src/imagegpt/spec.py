@@ -73,7 +73,7 @@ class ModelSpec:
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head}).")
         for layer, heads in (self.pruned_heads or {}).items():
-            if not 0 <= int(layer) < self.n_layer or not set(heads) < set(range(self.n_head)):
+            if not 0 <= layer < self.n_layer or not set(heads) < set(range(self.n_head)):
                 raise ValueError(f"pruned_heads names layer {layer}, heads {heads}, of {self.n_layer} x {self.n_head}.")
 
     @classmethod
@@ -81,7 +81,10 @@ class ModelSpec:
         """Read the fields out of a `config.json`'s dictionary; other keys are other people's business."""
         names = {field.name for field in dataclasses.fields(cls)}
         renamed = {ATTRIBUTE_MAP.get(key, key): value for key, value in config.items()}
-        return cls(**{key: value for key, value in renamed.items() if key in names})
+        numbers = {key: value for key, value in renamed.items() if key in names}
+        if numbers.get("pruned_heads"):  # the keys of JSON are strings
+            numbers["pruned_heads"] = {int(layer): heads for layer, heads in dict(numbers["pruned_heads"]).items()}
+        return cls(**numbers)
 
     @classmethod
     def from_file(cls, path: str | Path) -> ModelSpec:
@@ -110,9 +113,7 @@ class ModelSpec:
 
     def heads(self, layer: int) -> int:
         """How many attention heads layer `layer` has left."""
-        pruned = self.pruned_heads or {}
-        gone = pruned.get(layer) or pruned.get(str(layer)) or ()  # the keys of JSON are strings  # pyright: ignore
-        return self.n_head - len(set(gone))
+        return self.n_head - len(set((self.pruned_heads or {}).get(layer, ())))
 
     @property
     def square_grid(self) -> tuple[int, int]:

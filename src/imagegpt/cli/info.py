@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
-from typing import Annotated
-
-from cyclopts import Parameter
-from rich.console import Console
-from rich.table import Table
 
 from imagegpt import checkpoint
+from imagegpt.cli.output import Json, print_record
 from imagegpt.codec.preprocessor_file import NAME as PREPROCESSOR
 from imagegpt.codec.preprocessor_file import load_preprocessor
 
 
-def info(model: str = "nano", /, *, json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> None:
+def info(model: str = "nano", /, *, json_: Json = False) -> None:
     """Show what a model is: its shape, its files, its palette.
 
     Args:
@@ -43,11 +37,4 @@ def info(model: str = "nano", /, *, json_: Annotated[bool, Parameter(name="--jso
         record["palette"] = {"colors": len(codec), "fingerprint": codec.fingerprint}
         record["grid"] = [framing.height, framing.width]
         record["crop"] = framing.crop
-    if json_:
-        json.dump(record, sys.stdout, indent=2)
-        sys.stdout.write("\n")
-        return
-    table = Table(show_header=False)
-    for name, value in record.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) and name in ("bytes", "parameters") else str(value))
-    Console().print(table)
+    print_record(record, json_)

@@ -1,8 +1,9 @@
-"""What the painting verbs share: options, progress, where pictures go."""
+"""What the verbs share: options, progress, where pictures go, how a record is printed."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from imagegpt import __version__
 from imagegpt.errors import InputError
@@ -33,6 +35,7 @@ def _whole(_: object, tokens: Sequence[Token]) -> int:
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]
+Json = Annotated[bool, Parameter("--json", negative="")]
 SHEET_FORMATS = (".png", ".webp", ".jpg", ".jpeg")
 
 
@@ -57,7 +60,7 @@ class PaintOptions:
     top_p: float | None = None
     seed: Whole = 0
     device: str | None = None
-    json: Annotated[bool, Parameter(negative="")] = False
+    json: Json = False
 
     def open(self) -> ImageGPT:
         """The model."""
@@ -164,10 +167,30 @@ def check_num(num: int) -> None:
 
 def report(options: PaintOptions, output: Output, record: dict[str, Any]) -> None:
     """Print what was written: JSON for programs, a sentence for people."""
-    if options.json:
-        json.dump({"model": options.model, **record}, sys.stdout, indent=2)
-        sys.stdout.write("\n")
-        return
     written = record["written"]
     what = written[0] if len(written) == 1 else f"{len(written)} pictures in {output.path}"
-    Console(soft_wrap=True).print(f"{what} ({record['seconds']:.1f} s)", highlight=False, markup=False)
+    print_record({"model": options.model, **record}, options.json, f"{what} ({record['seconds']:.1f} s)")
+
+
+def print_record(record: dict[str, Any], as_json: bool, sentence: str | None = None) -> None:
+    """Print a record: JSON for programs; for people a sentence or, where there is none, a table."""
+    if as_json:
+        # JSON has no infinity, which is the psnr of a palette that loses nothing.
+        json.dump({name: None if value == math.inf else value for name, value in record.items()}, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    if sentence is not None:
+        Console(soft_wrap=True).print(sentence, highlight=False, markup=False)
+        return
+    table = Table(show_header=False)
+    for name, value in record.items():
+        table.add_row(name, _cell(name, value))
+    Console().print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    if name in ("bytes", "parameters"):
+        return f"{value:,}"
+    if isinstance(value, float) and not 0 < value < 0.001:  # of a norm's epsilon three decimals would be zeros
+        return f"{value:.3f}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from cyclopts import App, Parameter
+from cyclopts import App
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from imagegpt.checkpoint import find_model
-from imagegpt.cli.output import Whole, working
-from imagegpt.codec.fit import PIXELS, PixelSample, palette_error
+from imagegpt.cli.output import Json, Whole, print_record, working
+from imagegpt.codec.fit import PIXELS, PixelSample, cluster_colors, palette_error
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import OnError
 from imagegpt.codec.preprocessor_file import load_preprocessor
@@ -29,7 +24,6 @@ from imagegpt.files import check_writable, write_whole
 
 palette = App(name="palette", help="Fit a palette to pictures of your own, or look at one.")
 SEEDS = 1 << 32  # as many as scikit-learn has
-Json = Annotated[bool, Parameter("--json", negative="")]
 
 
 @palette.command
@@ -68,7 +62,8 @@ def fit(
     sample = PixelSample(pixels, seed)
     for picture in _pictures(open_source(data), on_error, skipped, "reading pictures"):
         sample.add(picture)
-    codec = PaletteCodec(_cluster(sample.pixels, colors, seed))
+    with working("clustering", "steps"):
+        codec = PaletteCodec(cluster_colors(sample.pixels, colors, seed))
     measured = [sample.pixels]
     if validation:
         measured = _pictures(open_source(validation), on_error, skipped, "measuring the error")
@@ -77,7 +72,7 @@ def fit(
     codec.save(out)
     write_whole(out.with_suffix(".png"), codec.picture().save)
     record |= {"data": data, "sampled": len(sample.pixels), "seed": seed, "skipped": skipped.reasons}
-    _print(record | {"seconds": round(time.perf_counter() - began, 3)}, json_)
+    print_record(record | {"seconds": round(time.perf_counter() - began, 3)}, json_)
 
 
 @palette.command
@@ -103,7 +98,7 @@ def show(source: str = "nano", *, out: Path | None = None, json_: Json = False) 
             raise InputError(f"--out {out}: give a file that ends in .png.")
         write_whole(out, codec.picture().save)
         record["written"] = [str(out)]
-    _print(record, json_)
+    print_record(record, json_)
 
 
 def _pictures(source: Source, on_error: OnError, skipped: Skipped, words: str) -> Iterator[NDArray[np.uint8]]:
@@ -115,29 +110,3 @@ def _pictures(source: Source, on_error: OnError, skipped: Skipped, words: str) -
                 yield np.asarray(picture)
             else:
                 skipped.reasons.append(picture)
-
-
-def _cluster(pixels: NDArray[np.uint8], colors: int, seed: int) -> NDArray[np.float32]:
-    from imagegpt.codec.fit import cluster_colors
-
-    with working("clustering", "steps"):
-        return cluster_colors(pixels, colors, seed)
-
-
-def _print(record: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        # JSON has no infinity, which is the psnr of a palette that loses nothing.
-        json.dump({name: None if value == math.inf else value for name, value in record.items()}, sys.stdout, indent=2)
-        sys.stdout.write("\n")
-        return
-    table = Table(show_header=False)
-    for name, value in record.items():
-        shown = (
-            f"{value:.3f}"
-            if isinstance(value, float)
-            else ", ".join(map(str, value))
-            if isinstance(value, list)
-            else value
-        )
-        table.add_row(name, str(shown))
-    Console().print(table)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imagegpt.codec.nearest import LEVELS, pack
 from imagegpt.errors import InputError, MissingExtra
 
 if TYPE_CHECKING:
@@ -73,11 +74,11 @@ def cluster_colors(flat: NDArray[np.uint8], colors: int, seed: int = 0) -> NDArr
     except ModuleNotFoundError as error:
         raise MissingExtra("Fitting a palette", "scikit-learn", "probe") from error
     # Each distinct colour once, with its count as weight: the same sum of squares from a third of the points.
-    packed, counts = np.unique(flat.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32), return_counts=True)
+    packed, counts = np.unique(pack(flat), return_counts=True)
     distinct = len(packed)
     if not 1 <= colors <= distinct:
         raise InputError(f"{colors} colours can't be fitted to {distinct} distinct ones; ask for 1 to {distinct}.")
-    points = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], 1).astype(np.float32) / np.float32(127.5) - 1
+    points = LEVELS[np.stack([packed >> 16, packed >> 8 & 255, packed & 255], 1)]
     # sklearn's inline types call every option a str. It moves empty clusters to the pixels that are farthest off.
     kmeans = KMeans(colors, n_init=1, max_iter=100, random_state=seed)  # pyright: ignore[reportArgumentType]
     centers = kmeans.fit(points, sample_weight=counts).cluster_centers_.astype(np.float32)

@@ -19,6 +19,11 @@ SIDE = 16  # of a cell, in levels: measured fastest, with 9 candidates a cell fo
 LEVELS = np.arange(256, dtype=np.float32) / np.float32(127.5) - np.float32(1)
 
 
+def pack(flat: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """(P, 3) uint8 colours as one number each: r 65536 + g 256 + b."""
+    return (flat[:, 0].astype(np.int32) << 16) | (flat[:, 1].astype(np.int32) << 8) | flat[:, 2]
+
+
 def nearest(flat: NDArray[np.uint8] | NDArray[np.float32], clusters: NDArray[np.float32]) -> NDArray[np.int64]:
     """Ids of (P, 3) pixels: uint8 levels, or float32 colours in the palette's own scale of [-1, 1]."""
     ids = np.empty(len(flat), np.int64)

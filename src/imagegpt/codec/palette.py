@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from imagegpt.codec.nearest import nearest
+from imagegpt.codec.nearest import nearest, pack
 from imagegpt.codec.tables import table_for, table_pays
 from imagegpt.errors import InputError, reason
 from imagegpt.files import write_whole
@@ -75,7 +75,7 @@ class PaletteCodec:
         pixels = _check_pixels(pixels)
         flat = pixels.reshape(-1, 3)
         if flat.dtype == np.uint8 and table_pays(self.fingerprint, len(flat)):
-            ids = self.table[(flat[:, 0].astype(np.int32) << 16) | (flat[:, 1].astype(np.int32) << 8) | flat[:, 2]]
+            ids = self.table[pack(flat)]
         else:
             ids = nearest(flat, self.clusters)
         return ids.astype(np.int64, copy=False).reshape(pixels.shape[:-1])

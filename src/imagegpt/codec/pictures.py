@@ -112,8 +112,8 @@ class Reading:
 def read_picture(source: Picture, how: Reading | None = None) -> Image.Image:
     """Turn whatever holds one picture into an upright RGB image.
 
-    * files (path, bytes, or an address if `how.urls`): anything that PIL reads; of an animation the first frame; EXIF
-      orientation is applied.
+    * files (path, bytes, or an address if `how.urls`): what PIL reads, but for EPS, which runs Ghostscript, and FITS,
+      which may take minutes; of an animation the first frame; EXIF orientation is applied.
     * PIL images of every mode: alpha and transparent colours are laid on white; 16-bit grey is scaled to 8 bits.
     * arrays and tensors: (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, the last axis preferred where both
       fit; uint8, bool, uint16 (65535 is white), or floats: in [0, 1] if no value is above 1, else in [0, 255], which
@@ -127,7 +127,7 @@ def read_picture(source: Picture, how: Reading | None = None) -> Image.Image:
         An RGB image.
 
     Raises:
-        InputError: no such file, not a picture, broken, larger than 64 million pixels, empty.
+        InputError: no such file, not a picture that is read, broken, larger than 64 million pixels, empty.
     """
     how = how or Reading()
     if isinstance(source, str) and source.startswith(("http://", "https://")):
@@ -179,15 +179,20 @@ def read_pictures(
 def array_to_image(array: Any, how: Reading | None = None) -> Image.Image:
     """An RGB image from a numpy array or a torch tensor; see `read_picture` for what is accepted."""
     how = how or Reading()
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        array = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
-    pixels = np.asarray(array)
+    pixels = as_array(array)
     if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or 0 in pixels.shape:
         raise InputError(f"An array of {pixels.dtype} with shape {pixels.shape} is no picture.")
     if pixels.ndim == 3:
         pixels = _channels_last(pixels, how)
     return _to_rgb(Image.fromarray(_to_uint8(pixels, "The array", how.white)), "The array", how)
+
+
+def as_array(values: Any) -> NDArray[Any]:
+    """A numpy array from an array, nested lists or a torch tensor on any device, whose floats become float32."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()  # numpy has no bfloat16
+    return np.asarray(values)
 
 
 def _channels_last(pixels: NDArray[Any], how: Reading) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
 from imagegpt.codec.palette import PaletteCodec
-from imagegpt.codec.pictures import WHITE, Crop, Framing, OnError, Picture, Reading, read_pictures
+from imagegpt.codec.pictures import WHITE, Crop, Framing, OnError, Picture, Reading, as_array, read_pictures
 from imagegpt.codec.preprocessor_file import framing_from
 from imagegpt.codec.size import Size
 from imagegpt.errors import InputError
@@ -172,7 +172,7 @@ class ImageGPTImageProcessor(BaseImageProcessor):
         codec = _codec({"clusters": self.clusters})
         height, width = self.size["height"], self.size["width"]
         try:
-            ids_BT = np.atleast_2d(ids.detach().cpu().numpy() if hasattr(ids, "detach") else np.asarray(ids))
+            ids_BT = np.atleast_2d(as_array(ids))
         except ValueError:  # numpy's words for it are about "inhomogeneous shapes"
             raise InputError(f"Every picture of {height} x {width} has {height * width} ids; these differ.") from None
         if ids_BT.ndim != 2:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from imagegpt.codec.pictures import as_array
+
 if TYPE_CHECKING:
     from imagegpt.codec.palette import PaletteCodec
 
@@ -26,9 +28,7 @@ def encode_tensor(codec: PaletteCodec, pixels: torch.Tensor) -> torch.Tensor:
     floats are compared in pieces, so that no more than 2^14 x K distances exist at a time.
     """
     if pixels.device.type == "cpu":
-        array = pixels.detach()
-        array = (array.float() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
-        return torch.from_numpy(codec.encode(array))
+        return torch.from_numpy(codec.encode(as_array(pixels)))
     return encode_on_device(codec, pixels)
 
 

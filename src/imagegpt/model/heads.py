@@ -136,7 +136,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
             attentions=trunk.attentions,
             cross_attentions=trunk.cross_attentions,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return self._as_asked(output, return_dict)
 
     def logits(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """The head: states after the final norm to (B, T, K) logits. A tied head's row for SOS is cut off."""
@@ -256,7 +256,7 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
             hidden_states=trunk.hidden_states,
             attentions=trunk.attentions,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return self._as_asked(output, return_dict)
 
     def _problem_type(self, labels: torch.Tensor) -> str:
         """The configured one, or, at the first labels, the one they show; it stays, as in transformers."""

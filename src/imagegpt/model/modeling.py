@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from imagegpt.checkpoint import OLD_MASKS
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model.attention import ImageGPTAttention, KeyValueCache
 from imagegpt.model.inputs import (
@@ -91,8 +92,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Files of old releases carry their causal masks; a mask is no weight.
-    _keys_to_ignore_on_load_unexpected = [r"(^|\.)h\.\d+\.(attn|crossattention)\.(masked_)?bias$"]
+    _keys_to_ignore_on_load_unexpected = [OLD_MASKS]
 
     @classmethod
     def from_pretrained(cls, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
@@ -145,6 +145,10 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
             left = sorted(every - set(gone))
             trunk.h[layer].attn.prune_heads(left.index(head) for head in set(pruned[layer]) - set(gone))
         self.config.pruned_heads = {layer: heads for layer, heads in pruned.items() if heads} or None
+
+    def _as_asked(self, output: Any, return_dict: bool | None) -> Any:
+        """A call's output, or its tuple where the caller or the configuration wants that."""
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def _resize_token_embeddings(
         self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -331,7 +335,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
             cross_attentions=tuple(cross_attentions) if crossed else None,
         )
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return self._as_asked(output, return_dict)
 
     def _embed_ids(self, ids: torch.Tensor | None, what: str) -> torch.Tensor:
         assert ids is not None
