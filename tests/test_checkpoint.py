@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -321,3 +322,122 @@ def test_an_old_shard_outside_of_the_folder_is_refused(folder, tiny_model):
     weight_map = dict.fromkeys(tiny_model.state_dict(), "../outside.bin")
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     refuses(folder, "../outside.bin")
+
+
+# The tensors themselves.
+
+
+def same(tensors, state):
+    assert tensors.keys() == state.keys()
+    for name, value in state.items():
+        torch.testing.assert_close(torch.from_numpy(tensors[name].copy()), value, rtol=0, atol=0)
+
+
+def test_load_tensors_are_the_networks(folder, tiny_model):
+    same(checkpoint.load_tensors(folder), tiny_model.state_dict())
+
+
+def test_load_tensors_of_shards(sharded, tiny_model):
+    same(checkpoint.load_tensors(sharded), tiny_model.state_dict())
+
+
+def test_load_tensors_of_old_files_and_their_shards(folder, tiny_model):
+    state = tiny_model.state_dict()
+    (folder / ONE).unlink()
+    torch.save(state | {"transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64)}, folder / "pytorch_model.bin")
+    same(checkpoint.load_tensors(folder), state)
+    (folder / "pytorch_model.bin").unlink()
+    names = list(state)
+    for number, part in enumerate((names[:9], names[9:])):
+        torch.save({name: state[name] for name in part}, folder / f"{number}.bin")
+    weight_map = {name: f"{int(position >= 9)}.bin" for position, name in enumerate(names)}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    same(checkpoint.load_tensors(folder), state)
+
+
+def test_load_tensors_widens_halves(folder, tiny_model):
+    state = {name: value.bfloat16() for name, value in tiny_model.state_dict().items()}
+    save_file(state, folder / ONE)
+    same(checkpoint.load_tensors(folder), {name: value.float() for name, value in state.items()})
+
+
+def test_load_tensors_leaves_out_what_is_no_parameter(folder, tiny_model):
+    change_weights(folder, transformer__h__0__attn__bias=torch.ones(1, 1, 64, 64), other=torch.ones(3))
+    same(checkpoint.load_tensors(folder), tiny_model.state_dict())
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("value", [None, torch.zeros(3, 5)], ids=["missing", "wrong shape"])
+def test_load_tensors_names_what_is_wrong(folder, old, value):
+    change_weights(folder, transformer__h__1__mlp__c_fc__bias=value)
+    if old:
+        torch.save(load_file(folder / ONE), folder / "pytorch_model.bin")
+        (folder / ONE).unlink()
+    with pytest.raises(InputError, match=r"transformer\.h\.1\.mlp\.c_fc\.bias") as error:
+        checkpoint.load_tensors(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_load_tensors_never_runs_what_a_bin_file_says(folder, tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    (folder / ONE).unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"transformer.wte.weight": Evil()}))
+    with pytest.raises(InputError, match=r"pytorch_model\.bin can't be loaded"):
+        checkpoint.load_tensors(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_load_tensors_of_a_head_that_is_the_embedding(folder):
+    change_weights(folder, lm_head__weight=None)
+    config = checkpoint.read_config(folder) | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = checkpoint.load_tensors(folder)
+    assert tensors[checkpoint.HEAD].shape == (16, 32)
+    assert np.shares_memory(tensors[checkpoint.HEAD], tensors["transformer.wte.weight"])
+    np.testing.assert_array_equal(tensors[checkpoint.HEAD], load_file(folder / ONE)["transformer.wte.weight"][:16])
+
+
+# What a model is known by.
+
+
+def test_a_fingerprint_is_of_the_content_and_not_of_the_place(folder, tiny_folder):
+    told = checkpoint.fingerprint(folder)
+    assert re.fullmatch("[0-9a-f]{16}", told)
+    assert told == checkpoint.fingerprint(tiny_folder)
+    assert told != checkpoint.fingerprint(checkpoint.EMBEDDED["nano"])
+
+
+@pytest.mark.parametrize("name", ["config.json", ONE])
+@pytest.mark.parametrize("at", [0, 0.5, -1])
+def test_a_fingerprint_changes_with_any_byte(folder, name, at):
+    before = checkpoint.fingerprint(folder)
+    content = bytearray((folder / name).read_bytes())
+    content[int(at * len(content)) if at != -1 else -1] ^= 1
+    (folder / name).write_bytes(content)
+    assert checkpoint.fingerprint(folder) != before
+
+
+def test_a_fingerprint_is_of_all_shards(sharded, tmp_path):
+    before = checkpoint.fingerprint(sharded)
+    copy = shutil.copytree(sharded, tmp_path / "copy")
+    assert checkpoint.fingerprint(copy) == before
+    for shard in sorted(copy.glob("*.safetensors")):
+        content = shard.read_bytes()
+        shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert checkpoint.fingerprint(copy) != before
+        shard.write_bytes(content)
+    assert checkpoint.fingerprint(copy) == before
+
+
+def test_a_fingerprint_sees_which_bytes_are_in_which_file(sharded):
+    before = checkpoint.fingerprint(sharded)
+    first, second, *_ = sorted(sharded.glob("*.safetensors"))
+    contents = first.read_bytes(), second.read_bytes()
+    second.write_bytes(contents[0])
+    first.write_bytes(contents[1])
+    assert checkpoint.fingerprint(sharded) != before

@@ -14,7 +14,6 @@ from PIL import Image
 
 from imagegpt.checkpoint import EMBEDDED, expected_shapes, read_spec, stored_tensors
 from imagegpt.codec.preprocessor_file import load_preprocessor
-from imagegpt.engine.torch_backend import TorchBackend
 from imagegpt.pipeline import ImageGPT
 from imagegpt.sequence import with_sos
 from imagegpt.spec import SIZES
@@ -92,16 +91,37 @@ def test_it_completes_a_picture(nano):
     assert [image.size for image in result.images[0]] == [(32, 32)] * 2
 
 
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
 @torch.inference_mode()
-def test_steps_over_the_cache_equal_one_forward_at_all_1024_positions(nano):
+def test_steps_over_the_cache_equal_one_forward_at_all_1024_positions(nano, backend):
     ids_BT = np.random.default_rng(0).integers(0, 512, (1, 1024))
     inputs = torch.from_numpy(with_sos(ids_BT[:, :-1], 512))
     expected_TK = nano.model(inputs, use_cache=False).logits[0].numpy()
-    rows = TorchBackend(nano.model).prefill(inputs[:, :1].numpy(), np.array([0]))
+    engine = ImageGPT.from_pretrained("nano", device="cpu", backend=backend).backend
+    rows = engine.prefill(inputs[:, :1].numpy(), np.array([0]))
     for position in range(1023):
-        np.testing.assert_allclose(rows.logits_BK[0], expected_TK[position], atol=2e-4, rtol=0)
-        rows.step(ids_BT[:, position])
-    np.testing.assert_allclose(rows.logits_BK[0], expected_TK[1023], atol=2e-4, rtol=0)
+        np.testing.assert_allclose(engine.numpy(rows.logits_BK)[0], expected_TK[position], atol=2e-4, rtol=0)
+        rows.step(engine.array(ids_BT[:, position]))
+    np.testing.assert_allclose(engine.numpy(rows.logits_BK)[0], expected_TK[1023], atol=2e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_int8_costs_little_of_what_it_has_learnt(nano):
+    """Nats of what fp32 has drawn, under both precisions: a picture is judged, not the random numbers."""
+    import torch.nn.functional as functional
+
+    ids_BT = nano.sample(4, seed=0).ids
+    with torch.inference_mode():
+        logits = nano.model(torch.from_numpy(with_sos(ids_BT[:, :-1], 512)), use_cache=False).logits
+    exact = functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(ids_BT).flatten()).item()
+    backend = ImageGPT.from_pretrained("nano", precision="int8").backend
+    rows, log_probs = backend.prefill(np.full((1, 1), 512), np.zeros(4, int)), []
+    for position in range(1024):
+        log_probs.append(functional.log_softmax(torch.from_numpy(rows.logits_BK.copy()), 1).numpy())
+        if position < 1023:
+            rows.step(ids_BT[:, position])
+    small = -np.mean([table[range(4), ids_BT[:, position]] for position, table in enumerate(log_probs)])
+    assert small == pytest.approx(exact, abs=0.02)
 
 
 def test_the_card_says_what_was_measured():

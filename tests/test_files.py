@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imagegpt.errors import InputError
-from imagegpt.files import write_text, write_whole
+from imagegpt.files import check_writable, write_text, write_whole
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -29,6 +29,7 @@ def test_write_is_given_a_file_beside_the_target_with_its_suffix(tmp_path):
     write_whole(tmp_path / "picture.png", lambda path: (seen.append(path), path.write_bytes(b"x")))
     assert seen[0] != tmp_path / "picture.png"
     assert (seen[0].parent, seen[0].suffix) == (tmp_path, ".png")
+    assert seen[0].name.startswith(".")  # what a kill leaves is hidden, and no *.png of the folder
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), ValueError("odd")])
@@ -116,3 +117,23 @@ def test_a_target_that_is_a_folder_is_left_alone(tmp_path):
     with pytest.raises(InputError, match=r"a\.txt can't be written"):
         write_text(tmp_path / "a.txt", "x")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_check_writable_leaves_everything_as_it_was(tmp_path, existing):
+    if existing:
+        (tmp_path / "a.txt").write_text("old")
+    before = listing(tmp_path)
+    check_writable(tmp_path / "a.txt")
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("where", ["missing/a.txt", "file/a.txt"])
+def test_check_writable_raises_what_writing_would(tmp_path, where):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError) as checked:
+        check_writable(tmp_path / where)
+    with pytest.raises(InputError) as written:
+        write_text(tmp_path / where, "x")
+    assert str(checked.value) == str(written.value)
+    assert listing(tmp_path) == {"file": b"x"}

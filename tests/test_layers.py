@@ -16,6 +16,7 @@ ROOT = Path(imagegpt.__file__).parent
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "tensors": 0,
     "spec": 0,
     "config": 0,
     "sequence": 0,
@@ -25,6 +26,7 @@ LAYERS = {
     "model": 1,
     "engine": 2,
     "pipeline": 3,
+    "bulk": 3,
     "registration": 3,
     "data": 3,
     "train": 4,

@@ -24,6 +24,11 @@ def model(tiny_folder) -> ImageGPT:
     return ImageGPT.from_pretrained(tiny_folder, device="cpu")
 
 
+@pytest.fixture(scope="module")
+def in_torch(tiny_folder) -> ImageGPT:
+    return ImageGPT.from_pretrained(tiny_folder, device="cpu", backend="torch")
+
+
 @pytest.fixture
 def copied(tiny_folder, tmp_path) -> Path:
     """A model folder that the test may spoil."""
@@ -170,12 +175,250 @@ def test_attributes(model, tiny_folder, tiny_config, tiny_model):
         torch.testing.assert_close(model.model.state_dict()[name], value)
 
 
-def test_weights_in_another_dtype(tiny_folder):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_weights_in_another_precision_run_in_torch(tiny_folder, precision):
     import torch
 
-    half = ImageGPT.from_pretrained(tiny_folder, device="cpu", dtype="bfloat16")
-    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
+    half = ImageGPT.from_pretrained(tiny_folder, device="cpu", precision=precision)
+    assert type(half.backend).__name__ == "TorchBackend"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    assert {parameter.dtype for parameter in half.model.parameters()} == {dtype}
     assert half.complete(picture(), seed=0).ids.shape == (1, 64)
+
+
+# --- backends
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 3, "top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_both_backends_draw_the_same(model, in_torch, options):
+    images = [picture(), picture(seed=1)]
+    ids = [one.complete(images, 0.3, 4, seed=2, **options).ids for one in (model, in_torch)]
+    np.testing.assert_array_equal(*ids)
+    np.testing.assert_array_equal(*(one.sample(4, seed=2, **options).ids for one in (model, in_torch)))
+
+
+def test_a_cpu_means_onnxruntime_unless_torch_is_asked_for(tiny_folder, model, in_torch):
+    assert type(model.backend).__name__ == "OnnxBackend"
+    assert type(in_torch.backend).__name__ == "TorchBackend"
+    compiled = ImageGPT.from_pretrained(tiny_folder, device="cpu", compile=True)
+    assert type(compiled.backend).__name__ == "TorchBackend"
+
+
+def test_a_checkpoint_that_is_open_is_not_opened_again(tiny_folder, copied, model):
+    assert ImageGPT.from_pretrained(tiny_folder, device="cpu").backend is model.backend
+    assert ImageGPT.from_pretrained(copied, device="cpu").backend is model.backend  # the same files elsewhere
+    edit(copied / "config.json", layer_norm_epsilon=0.1)
+    other = ImageGPT.from_pretrained(copied, device="cpu")
+    assert other.backend is not model.backend
+    assert not np.array_equal(other.sample(2, seed=0).ids, model.sample(2, seed=0).ids)
+
+
+def test_int8_draws_nearly_what_fp32_draws_and_not_quite(tiny_folder, model):
+    small = ImageGPT.from_pretrained(tiny_folder, precision="int8")
+    assert small.backend.cache_dtype == np.int8
+    images = [picture(seed=seed) for seed in range(4)]
+    ours, exact = (one.complete(images, 0.5, 4, seed=0, log_probs=True) for one in (small, model))
+    np.testing.assert_array_equal(ours.ids[:, :32], exact.ids[:, :32])
+    # The first id after the prompt is drawn from the same history, with the same number.
+    assert (ours.ids[:, 32] == exact.ids[:, 32]).mean() > 0.8
+    same = ours.ids[:, 32] == exact.ids[:, 32]
+    difference = np.abs(ours.log_probs - exact.log_probs)[same, 32]
+    assert 0 < difference.max() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "int8", "backend": "torch"}, "int8"),
+        ({"precision": "int8", "device": "cuda"}, "int8"),
+        ({"precision": "int8", "device": "mps"}, "int8"),
+        ({"precision": "bf16", "backend": "onnx"}, 'bf16.*needs backend="torch"'),
+        ({"precision": "fp16", "backend": "onnx"}, 'fp16.*needs backend="torch"'),
+        ({"backend": "onnx", "device": "cuda"}, 'cuda.*needs backend="torch"'),
+        ({"backend": "tensorflow"}, "backend must be .*tensorflow"),
+        ({"precision": "float31"}, "precision must be one of fp32, bf16, fp16, int8, not 'float31'"),
+        ({"precision": "bfloat16"}, "precision must be"),
+        ({"precision": ""}, "precision must be"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_refused_at_once(tiny_folder, options, words):
+    with pytest.raises(InputError, match=words):
+        ImageGPT.from_pretrained(tiny_folder, **options)
+
+
+def save_tied(folder: Path) -> Path:
+    """A folder whose head is its embedding."""
+    import torch
+
+    from imagegpt.config import ImageGPTConfig
+    from imagegpt.model.heads import ImageGPTForCausalImageModeling
+
+    torch.manual_seed(0)
+    config = ImageGPTConfig(
+        vocab_size=17, n_positions=64, n_embd=32, n_layer=2, n_head=2, tie_word_embeddings=True, initializer_range=0.4
+    )
+    ImageGPTForCausalImageModeling(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_head_that_is_the_embedding(copied, tmp_path, precision):
+    from safetensors import safe_open
+
+    folder = save_tied(tmp_path / "tied")
+    shutil.copy(copied / "preprocessor_config.json", folder)
+    with safe_open(folder / "model.safetensors", "np") as file:
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118 - it is no dictionary
+    tied = ImageGPT.from_pretrained(folder, device="cpu", precision=precision, backend="onnx")
+    torch_ids = ImageGPT.from_pretrained(folder, device="cpu", backend="torch").sample(4, seed=0).ids
+    ids = tied.sample(4, seed=0).ids
+    if precision == "fp32":
+        np.testing.assert_array_equal(ids, torch_ids)
+    else:
+        assert (ids[:, 0] == torch_ids[:, 0]).mean() > 0.7
+    assert len(np.unique(torch_ids)) > 4
+
+
+# --- what is told about a result
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_log_probs_are_those_of_the_model_and_nan_just_in_the_prompt(model, in_torch, temperature):
+    import torch
+
+    images = [picture(), picture(seed=1)]
+    for one in (model, in_torch):
+        result = one.complete(images, 0.3, 3, seed=0, temperature=temperature, top_k=9, batch_size=4, log_probs=True)
+        assert (result.log_probs.shape, result.log_probs.dtype) == ((6, 64), np.float64)
+        with torch.inference_mode():
+            inputs = torch.tensor(np.pad(result.ids[:, :-1], ((0, 0), (1, 0)), constant_values=16))
+            told = in_torch.model(inputs, use_cache=False).logits.double().log_softmax(-1)
+        expected = told.gather(2, torch.tensor(result.ids)[..., None])[..., 0].numpy()
+        assert result.given == 19
+        expected[:, :19] = np.nan
+        np.testing.assert_allclose(result.log_probs, expected, atol=1e-4)
+
+
+def test_log_probs_are_told_on_request_only(model):
+    assert model.complete(picture(), seed=0).log_probs is None
+    assert np.isfinite(model.sample(2, seed=0, log_probs=True).log_probs).all()
+
+
+def test_known_is_told_for_each_picture(model):
+    result = model.complete([picture(), picture(seed=1)], 0.25, 2, seed=0)
+    np.testing.assert_array_equal(result.known, np.tile(np.arange(64) < 16, (2, 1)))
+    nothing = model.sample(3, seed=0)
+    np.testing.assert_array_equal(nothing.known, np.zeros((1, 64), bool))
+
+
+# --- options
+
+
+def test_a_seed_for_each_picture(model):
+    images = [picture(), picture(seed=1), picture(seed=2)]
+    result = model.complete(images, 0.5, 2, seed=[4, 9, 4])
+    assert result.seed == [4, 9, 4]
+    for number, (image, seed) in enumerate(zip(images, result.seed, strict=True)):
+        alone = model.complete(image, 0.5, 2, seed=seed)
+        np.testing.assert_array_equal(result.ids[2 * number : 2 * number + 2], alone.ids)
+    assert not np.array_equal(result.ids, model.complete(images, 0.5, 2, seed=4).ids)
+
+
+@pytest.mark.parametrize(
+    ("seed", "words"),
+    [([1], "2 pictures and 1 seeds"), ([1, 2, 3], "2 .* and 3"), ([1, -1], "not -1"), ([], "0 seeds")],
+)
+def test_seeds_that_do_not_fit(model, seed, words):
+    with pytest.raises(InputError, match=words):
+        model.complete([picture(), picture()], seed=seed)
+
+
+@pytest.mark.parametrize("first", [1, 5, 9])
+def test_samples_from_a_number_on(model, first):
+    ten = model.sample(10, seed=3).ids
+    np.testing.assert_array_equal(model.sample(10 - first, seed=3, first=first, batch_size=2).ids, ten[first:])
+    with pytest.raises(InputError, match="first must be at least 0, not -1"):
+        model.sample(1, first=-1)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_transformers_top_k_is_ours(in_torch, k):
+    from transformers import TopKLogitsWarper
+
+    theirs = in_torch.complete(picture(), 0.2, 4, seed=0, logits_processor=TopKLogitsWarper(k))
+    np.testing.assert_array_equal(theirs.ids, in_torch.complete(picture(), 0.2, 4, seed=0, top_k=k).ids)
+    assert not np.array_equal(theirs.ids, in_torch.complete(picture(), 0.2, 4, seed=0).ids)
+
+
+def test_suppressed_colours_are_not_drawn_and_log_probs_stay_the_models(in_torch):
+    from transformers import SuppressTokensLogitsProcessor, TopKLogitsWarper
+
+    usual = in_torch.sample(4, seed=0).ids
+    common = np.bincount(usual.ravel(), minlength=16).argsort()[-8:].tolist()
+    processors = [SuppressTokensLogitsProcessor(common, device="cpu"), TopKLogitsWarper(4)]
+    result = in_torch.sample(4, seed=0, logits_processor=processors, log_probs=True)
+    assert set(np.unique(result.ids)).isdisjoint(common)
+    assert np.isfinite(result.log_probs).all()
+    assert np.exp(result.log_probs[:, 0]).max() < 0.9  # not renormalised to what was left
+
+
+def test_a_processor_sees_sos_and_the_ids_so_far(in_torch):
+    seen = []
+
+    def look(ids, logits):
+        seen.append(ids.numpy().copy())
+        return logits.fill_(0)  # in place, which must not matter to log_probs
+
+    result = in_torch.complete(picture(), 0.5, 2, seed=0, logits_processor=look, log_probs=True)
+    assert [ids.shape for ids in seen] == [(2, length) for length in range(33, 65)]
+    assert (seen[-1][:, 0] == 16).all()
+    np.testing.assert_array_equal(seen[-1][:, 1:], result.ids[:, :-1])
+    assert np.nanstd(result.log_probs) > 0.1
+
+
+def test_a_processor_without_torch_is_refused(model):
+    with pytest.raises(InputError, match=r'logits_processor needs the torch backend.*backend="torch"'):
+        model.complete(picture(), logits_processor=lambda ids, logits: logits)
+
+
+@pytest.mark.parametrize("verb", ["complete", "sample", "stream"])
+def test_a_misspelt_option_is_a_type_error(model, verb):
+    arguments = (picture(),) if verb == "complete" else ()
+    with pytest.raises(TypeError, match="temprature"):
+        getattr(model, verb)(*arguments, temprature=0.5)
+
+
+# --- memory
+
+
+def test_where_memory_is_short_rows_are_drawn_one_by_one(model, monkeypatch):
+    backend, images = type(model.backend), [picture(seed=seed) for seed in range(2)]
+    expected = model.complete(images, num_samples=3, seed=1).ids
+    rows, prompts, prefill = [], [], backend.prefill
+
+    def count(self, inputs, rows_B):
+        rows.append(len(rows_B))
+        return prefill(self, inputs, rows_B)
+
+    monkeypatch.setattr(backend, "prefill", count)
+    monkeypatch.setattr(backend, "rows_that_fit", lambda _, prompt: prompts.append(prompt) or 1)
+    ids = model.complete(images, num_samples=3, seed=1, batch_size=4).ids
+    assert (rows, prompts) == ([1] * 6, [32])
+    np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.parametrize(("asked", "rows"), [(None, [5]), (2, [2, 2, 1]), (3, [3, 2])])
+def test_batches_are_as_large_as_asked(model, monkeypatch, asked, rows):
+    found, prefill = [], type(model.backend).prefill
+
+    def count(self, inputs, rows_B):
+        found.append(len(rows_B))
+        return prefill(self, inputs, rows_B)
+
+    monkeypatch.setattr(type(model.backend), "prefill", count)
+    model.sample(5, seed=0, batch_size=asked)
+    assert found == rows
 
 
 # --- folders
@@ -241,13 +484,15 @@ def test_a_center_crop_in_the_folder_is_used(copied):
     np.testing.assert_array_equal(model.encode(wide), model.encode(picture(8, 8)))
 
 
-def test_old_bin_weights_load(copied, model):
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_old_bin_weights_load(copied, model, backend):
     import torch
     from safetensors.torch import load_file
 
     torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
-    old = ImageGPT.from_pretrained(copied, device="cpu")
+    old = ImageGPT.from_pretrained(copied, device="cpu", backend=backend)
+    assert type(old.backend).__name__.lower() == f"{backend}backend"
     np.testing.assert_array_equal(old.sample(2, seed=0).ids, model.sample(2, seed=0).ids)
 
 
@@ -277,6 +522,9 @@ def test_an_unknown_model(name):
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"top_p": float("nan")}, "top_p"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"particles": 0}, "particles"),
         ({"seed": -1}, "seed"),
     ],
     ids=str,
@@ -289,12 +537,6 @@ def test_numbers_out_of_range_are_named(model, arguments, words):
 def test_sampling_no_picture_is_an_error(model):
     with pytest.raises(InputError, match="n must be at least 1"):
         model.sample(0)
-
-
-@pytest.mark.parametrize("dtype", ["float31", "int8", "nn", ""])
-def test_a_dtype_that_weights_can_not_have(tiny_folder, dtype):
-    with pytest.raises(InputError, match="dtype must be"):
-        ImageGPT.from_pretrained(tiny_folder, dtype=dtype).sample(1)
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cpu:x", "cuda:99"])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from imagegpt.errors import InputError, reason
 from imagegpt.spec import ModelSpec
+from imagegpt.tensors import map_tensors, read_header
 
 EMBEDDED = {"nano": Path(__file__).parent / "weights" / "nano"}
 CONFIG = "config.json"
+HEAD = "lm_head.weight"
 # In the order in which transformers looks for them.
 WEIGHT_FILES = (
     "model.safetensors",
@@ -97,6 +102,15 @@ def weights_file(folder: Path) -> Path:
     raise InputError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}.")
 
 
+def fingerprint(folder: Path) -> str:
+    """A hex digest of a folder's config.json and weights: what results, caches and sessions know a model by."""
+    digest = hashlib.sha256((folder / CONFIG).read_bytes())
+    for path in _shards(weights_file(folder)):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a generative model's parameters, as in every published checkpoint."""
     width, inner = spec.n_embd, spec.inner_width
@@ -119,7 +133,8 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
             "mlp.c_proj.bias": (width,),
         }
         shapes |= {f"transformer.h.{layer}.{name}": shape for name, shape in block.items()}
-    return shapes | {"transformer.ln_f.weight": (width,), "lm_head.weight": (spec.num_colors, width)}
+    shapes["transformer.ln_f.weight"] = (width,)
+    return shapes if spec.tie_word_embeddings else shapes | {HEAD: (spec.num_colors, width)}
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]] | None:
@@ -134,7 +149,7 @@ def stored_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]] | Non
         return None
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in files:
-        tensors |= _header(file)
+        tensors |= {name: (entry.dtype, entry.shape) for name, entry in read_header(file).items()}
     return {name: entry for name, entry in tensors.items() if not re.search(OLD_MASKS, name)}
 
 
@@ -154,6 +169,42 @@ def check_weights(folder: Path, spec: ModelSpec) -> None:
             raise InputError(f"{folder}: {name} has shape {stored[name][1]}, but {CONFIG} asks for {shape}.")
 
 
+def load_tensors(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """A folder's parameters as float32, by the names of `expected_shapes`; safetensors stay mapped to their files.
+
+    A head that is the embedding is there too, as a view of it.
+
+    Old `.bin` files are read by torch with `weights_only`, so they never execute code.
+
+    Raises:
+        InputError: no weights, damaged ones, or other parameters than config.json asks for.
+    """
+    spec = read_spec(folder)
+    check_weights(folder, spec)
+    path, found = weights_file(folder), {}
+    for file in _shards(path):
+        found |= map_tensors(file) if file.suffix == ".safetensors" else _unpickle(file)
+    tensors = {}
+    for name, shape in expected_shapes(spec).items():
+        tensor = found.get(name)
+        if tensor is None or tensor.shape != shape:
+            raise InputError(f"{path}: {name} is missing or has a wrong shape.")
+        tensors[name] = tensor
+    if spec.tie_word_embeddings:
+        tensors[HEAD] = tensors["transformer.wte.weight"][: spec.num_colors]
+    return tensors
+
+
+def _unpickle(path: Path) -> dict[str, NDArray[np.float32]]:
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.float().numpy() for name, tensor in state.items()}
+    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
+        raise InputError(f"{path} can't be loaded: {reason(error)}") from error
+
+
 def _shards(path: Path) -> list[Path]:
     if path.suffix != ".json":
         return [path]
@@ -167,21 +218,3 @@ def _shards(path: Path) -> list[Path]:
         if not (path.parent / name).is_file():
             raise InputError(f"{path.parent} lacks the shard {name}.")
     return [path.parent / name for name in names]
-
-
-def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors of one safetensors file, and a check that the file is as long as they are."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            size = path.stat().st_size
-            if length > size:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            if 8 + length + end != size:
-                raise ValueError(f"it should have {8 + length + end} bytes and has {size}")
-            return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
-        raise InputError(f"{path} is damaged or no safetensors file: {error}.") from None

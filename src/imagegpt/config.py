@@ -84,7 +84,7 @@ class ImageGPTConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     scale_attn_weights: bool = ModelSpec.scale_attn_weights
     use_cache: bool = True
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: bool = ModelSpec.tie_word_embeddings
     scale_attn_by_inverse_layer_idx: bool = ModelSpec.scale_attn_by_inverse_layer_idx
     reorder_and_upcast_attn: bool = False
     add_cross_attention: bool = False

@@ -25,6 +25,10 @@ class MissingExtra(InputError, ModuleNotFoundError):  # noqa: N818 - no error in
         return f'{what} needs {package}: pip install "imagegpt[{extra}]".'
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user stopped a run that keeps what is done; the message says how to go on."""
+
+
 def reason(error: BaseException) -> str:
     """The first line of what a library says went wrong, or the error's kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

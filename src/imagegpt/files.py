@@ -10,6 +10,8 @@ from pathlib import Path
 
 from imagegpt.errors import InputError
 
+VARIABLE = "IMAGEGPT_CACHE"
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a temporary file beside `path`, then put it in place at once.
@@ -39,6 +41,18 @@ def check_writable(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def cache_folder() -> Path | None:
+    """Where what can be made again lies; `None` where that is switched off (see docs/pictures.md)."""
+    named = os.environ.get(VARIABLE, "")
+    if named.lower() == "off":
+        return None
+    if named:
+        return Path(named)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("imagegpt", appauthor=False)
 
 
 def _beside(path: Path) -> Path:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import secrets
-import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from imagegpt import checkpoint
-from imagegpt.codec.palette import PaletteCodec
-from imagegpt.codec.pictures import Framing, Picture, read_pictures
-from imagegpt.codec.preprocessor_file import NAME as PREPROCESSOR
-from imagegpt.codec.preprocessor_file import load_preprocessor
-from imagegpt.engine.decode import Backend, decode
-from imagegpt.engine.warp import Sampling, uniforms
-from imagegpt.errors import InputError, reason
-from imagegpt.sequence import flatten, prompt_length, unflatten
-from imagegpt.spec import ModelSpec
+from imagegpt.codec.masks import read_masks
+from imagegpt.codec.pictures import Picture, read_pictures
+from imagegpt.codec.preprocessor_file import load_palette
+from imagegpt.engine.backends import Precision, check_choice, choose_backend, load_network, open_onnx
+from imagegpt.engine.batches import Task
+from imagegpt.engine.decode import UNKNOWN, Backend, Decoding, Process
+from imagegpt.engine.warp import Sampling
+from imagegpt.errors import InputError
+from imagegpt.sequence import flatten, known_later, prompt_length, unflatten
 
 if TYPE_CHECKING:
     from imagegpt.codec.processor import ImageGPTImageProcessor
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from imagegpt.model.heads import ImageGPTForCausalImageModeling
 
 Progress = Callable[[int, int], None]
+UNDRAWN = (200, 200, 200)  # the colour of pixels that are not drawn yet
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,64 @@ class Result:
     """Sampled pictures.
 
     Args:
-        images: one list of PIL images (of the grid's size) for each input picture.
-        ids: int64 `(pictures * samples, T)`; a picture's samples are together.
-        seed: what to pass to get the same again.
-        given: how many first ids of each row were the picture's own.
+        images: one list of PIL images (of the grid's size) for each input picture; grey where nothing is drawn yet.
+        ids: int64 `(pictures * samples, T)`; a picture's samples are together; -1 where nothing is drawn yet.
+        seed: what to pass to get the same again; a list where each picture has its own.
+        known: bool `(pictures, T)`: which ids were the picture's own.
+        log_probs: float64 `(pictures * samples, T)`, on request: the log-probability of each drawn id under the model,
+            in nats; NaN where an id was given.
+        effective_particles: float64 `(pictures * samples,)`, with particles: the least effective number of them on the
+            way; near 1 means that more would help.
     """
 
     images: list[list[Image.Image]]
     ids: NDArray[np.int64]
-    seed: int
-    given: int
+    seed: int | list[int]
+    known: NDArray[np.bool_]
+    log_probs: NDArray[np.float64] | None = None
+    effective_particles: NDArray[np.float64] | None = None
+
+    @property
+    def given(self) -> int:
+        """How many first ids of each row were the picture's own."""
+        return int(np.logical_and.accumulate(self.known.all(0)).sum())
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be sampled, and how; `ImageGPT.complete` tells its parts."""
+
+    task: Task
+    sampling: Sampling
+    seed: int | list[int]
+    batch_size: int | None
+    progress: Progress | None
+    log_probs: bool
+    process: Process | None
+
+
+class Options(TypedDict, total=False):
+    """How pictures are drawn, whatever is drawn.
+
+    Args:
+        temperature, top_k, top_p, min_p: see `imagegpt.engine.warp.Sampling`.
+        seed: one for all pictures, or one for each; default: a new one, told in the result.
+        batch_size: rows sampled at once; more are done in turn, and fewer where memory is short. It does not change
+            what is drawn.
+        log_probs: tell the log-probabilities of the drawn ids.
+        logits_processor: transformers' `LogitsProcessor`, or a list of them; with the torch backend.
+        progress: called with (ids drawn, ids in all) after each step.
+    """
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | Sequence[int] | None
+    batch_size: int | None
+    log_probs: bool
+    logits_processor: Any
+    progress: Progress | None
 
 
 class ImageGPT:
@@ -58,7 +106,9 @@ class ImageGPT:
     Args:
         path: a local model folder in HF's layout.
         device: "cpu", "cuda", "mps", ...; default: the first of cuda, mps, cpu that is there.
-        dtype: of the weights: "float32", "bfloat16" or "float16".
+        precision: "fp32"; "bf16" or "fp16" in torch; "int8" in onnxruntime (see docs/engine.md).
+        backend: "onnx" (onnxruntime, on the CPU) or "torch"; default: onnxruntime on a CPU, torch on a GPU.
+        compile: compile torch's step; the first picture takes a minute more.
 
     Example:
         >>> model = ImageGPT.from_pretrained("nano")
@@ -67,7 +117,15 @@ class ImageGPT:
         (2, (2, 1024))
     """
 
-    def __init__(self, path: str | Path, device: str | None = None, dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        device: str | None = None,
+        precision: Precision = "fp32",
+        backend: str | None = None,
+        compile: bool = False,
+    ) -> None:
+        check_choice(backend, device, precision)
         self.path = Path(path)
         self.spec = checkpoint.read_spec(self.path)
         checkpoint.weights_file(self.path)  # fail now, not at the first sample
@@ -81,7 +139,9 @@ class ImageGPT:
                 f"{self.path}: a grid of {self.framing.height} x {self.framing.width} does not have the model's "
                 f"{self.spec.n_positions} positions."
             )
-        self._device, self._dtype = device, dtype
+        self.device, self._compile = device, compile
+        self.precision: Precision = precision
+        self._named_backend = "torch" if compile and backend is None else backend
 
     @classmethod
     def from_pretrained(
@@ -90,20 +150,21 @@ class ImageGPT:
         *,
         revision: str | None = None,
         device: str | None = None,
-        dtype: str = "float32",
+        precision: Precision = "fp32",
+        backend: str | None = None,
+        compile: bool = False,
     ) -> ImageGPT:
         """Open a model.
 
         Args:
             name: "nano" (comes with the package), a model folder, or a Hugging Face Hub id.
             revision: branch, tag or commit on the Hub.
-            device: see `ImageGPT`.
-            dtype: see `ImageGPT`.
+            device, precision, backend, compile: see `ImageGPT`.
 
         Raises:
             InputError: there is no such model, or it can't be used; the message says why.
         """
-        return cls(checkpoint.find_model(name, revision), device, dtype)
+        return cls(checkpoint.find_model(name, revision), device, precision, backend, compile)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -126,52 +187,51 @@ class ImageGPT:
 
     @cached_property
     def model(self) -> ImageGPTForCausalImageModeling:
-        """The network, in evaluation mode."""
-        import torch
-
-        from imagegpt.model.loading import load_generative
-
-        dtype = getattr(torch, self._dtype, None)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise InputError(f'dtype must be "float32", "bfloat16" or "float16", not {self._dtype!r}.')
-        return load_generative(self.path, dtype, _torch_device(self._device))
+        """The network in torch, in evaluation mode."""
+        return load_network(self.path, self.device, self.precision)
 
     @cached_property
-    def _backend(self) -> Backend:
+    def backend(self) -> Backend:
+        """What runs the model."""
+        name = self._named_backend or choose_backend(self.path, self.spec, self.device, self.precision)
+        if name == "onnx":
+            return open_onnx(self.path, self.spec, self.precision)
         from imagegpt.engine.torch_backend import TorchBackend
 
-        return TorchBackend(self.model)
+        return TorchBackend(self.model, self._compile)
 
     def encode(self, images: Picture | Iterable[Picture]) -> NDArray[np.int64]:
         """Pictures to ids (pictures, T): crop and resize to the grid, then the nearest colour of each pixel."""
         return self._encode(read_pictures(images))
 
     def decode(self, ids_BT: NDArray[np.int64]) -> list[Image.Image]:
-        """Ids (B, T) to pictures of the grid's size."""
-        return [Image.fromarray(pixels) for pixels in self.codec.decode(unflatten(np.asarray(ids_BT), self.grid))]
+        """Ids (B, T) to pictures of the grid's size; -1 becomes grey."""
+        ids_BT = np.asarray(ids_BT)
+        pixels_BTC = self.codec.decode(np.where(ids_BT == UNKNOWN, 0, ids_BT))
+        pixels_BTC[ids_BT == UNKNOWN] = UNDRAWN
+        return [Image.fromarray(pixels) for pixels in unflatten(pixels_BTC, self.grid)]
 
     def complete(
         self,
         images: Picture | Iterable[Picture],
         keep: float = 0.5,
         num_samples: int = 1,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        batch_size: int = 32,
-        progress: Progress | None = None,
+        *,
+        mask: Picture | Sequence[Picture] | None = None,
+        particles: int = 1,
+        **options: Unpack[Options],
     ) -> Result:
-        """Keep the first part of each picture and sample the rest.
+        """Keep a part of each picture and sample the rest.
 
         Args:
             images: a picture or several: paths, bytes, PIL images, arrays, tensors; see `read_picture`.
             keep: part of the ids that is kept, in raster order: 0.5 is the upper half. From 0 to below 1.
             num_samples: completions of each picture.
-            temperature, top_k, top_p: see `imagegpt.engine.warp.Sampling`.
-            seed: default: a new one, told in the result.
-            batch_size: rows sampled at once; more are done in turn. It does not change what is drawn.
-            progress: called with (ids drawn, ids in all) after each step.
+            mask: in the place of `keep`: what is painted (white, True) and what is kept (black, False), as a picture of
+                the input's size or of the grid's; one for all pictures, or one for each.
+            particles: histories that are drawn for each sample, where pixels are known after unknown ones, so that the
+                painted ones fit those too (docs/engine.md). A sample then takes as many times the work.
+            options: see `Options`.
 
         Returns:
             The completions. The kept ids are never changed.
@@ -179,107 +239,167 @@ class ImageGPT:
         Raises:
             InputError: a picture that can't be read, or a number out of its range.
         """
-        given = prompt_length(keep, self.spec.n_positions)
-        sampling = Sampling(temperature, top_k, top_p)
-        _check_count("num_samples", num_samples)
-        ids_BT = self._encode(read_pictures(images))
-        return self._sample(ids_BT[:, :given], num_samples, sampling, seed, batch_size, progress)
+        return _last(self._paint(self._completion(images, keep, num_samples, mask, particles, **options)))
 
-    def sample(
-        self,
-        n: int = 1,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        batch_size: int = 32,
-        progress: Progress | None = None,
-    ) -> Result:
+    def sample(self, n: int = 1, *, first: int = 0, **options: Unpack[Options]) -> Result:
         """Sample n pictures from nothing; `images` of the result holds one list of n.
 
-        The arguments are those of `complete`.
+        Args:
+            n: how many.
+            first: number of the first one: with the same seed, five from number 5 are the last five of ten.
+            options: see `Options`.
         """
+        return _last(self._paint(self._samples(n, first, **options)))
+
+    def stream(
+        self, images: Picture | Iterable[Picture] | None = None, every: int | None = None, **options: Any
+    ) -> Iterator[Result]:
+        """Watch pictures being drawn: the same result as `complete` or `sample` gives, again and again as it grows.
+
+        Leaving the loop stops the drawing.
+
+        Args:
+            images: pictures to complete; `None` samples from nothing.
+            every: so many ids are drawn between two results; default: a row.
+            options: of `complete`, or of `sample`.
+
+        Yields:
+            Results, the last of which is complete.
+
+        Example:
+            >>> model = ImageGPT.from_pretrained("nano")
+            >>> for result in model.stream(every=128, seed=0):
+            ...     picture = result.images[0][0]  # grey where nothing is drawn yet
+            ...     if (result.ids >= 0).sum() >= 256:
+            ...         break
+        """
+        every = self.grid[1] if every is None else every
+        _check_count("every", every)
+        job = self._samples(**options) if images is None else self._completion(images, **options)
+        return self._paint(job, every)
+
+    def _completion(
+        self,
+        images: Picture | Iterable[Picture],
+        keep: float = 0.5,
+        num_samples: int = 1,
+        mask: Picture | Sequence[Picture] | None = None,
+        particles: int = 1,
+        **options: Any,
+    ) -> Job:
+        given = prompt_length(keep, self.spec.n_positions)
+        _check_count("num_samples", num_samples)
+        _check_count("particles", particles)
+        pictures = read_pictures(images)
+        if mask is None:
+            known_RT = np.zeros((len(pictures), self.spec.n_positions), bool)
+            known_RT[:, :given] = True
+        else:
+            known_RT = ~flatten(read_masks(mask, pictures, self.framing))
+        particles = particles if known_later(known_RT).any() else 1  # else there is nothing to weigh them by
+        return self._job(self._encode(pictures), known_RT, num_samples, 0, particles, **options)
+
+    def _samples(self, n: int = 1, first: int = 0, **options: Any) -> Job:
         _check_count("n", n)
-        nothing = np.empty((1, 0), np.int64)
-        return self._sample(nothing, n, Sampling(temperature, top_k, top_p), seed, batch_size, progress)
+        if first < 0:
+            raise InputError(f"first must be at least 0, not {first}.")
+        nothing = np.zeros((1, self.spec.n_positions), np.int64)
+        return self._job(nothing, np.zeros(nothing.shape, bool), n, first, 1, **options)
 
     def _encode(self, pictures: list[Image.Image]) -> NDArray[np.int64]:
         pixels = np.stack([self.framing.apply(picture) for picture in pictures])
         return flatten(self.codec.encode(pixels))
 
-    def _sample(
+    def _job(
         self,
-        prompt_RP: NDArray[np.int64],
+        ids_RT: NDArray[np.int64],
+        known_RT: NDArray[np.bool_],
         samples: int,
-        sampling: Sampling,
-        seed: int | None,
-        batch_size: int,
-        progress: Progress | None,
-    ) -> Result:
-        _check_count("batch_size", batch_size)
-        seed = secrets.randbelow(2**32) if seed is None else seed
-        if seed < 0:
-            raise InputError(f"seed must be a whole number of at least 0, not {seed}.")
-        length, given = self.spec.n_positions, prompt_RP.shape[1]
-        total, done = len(prompt_RP) * samples * (length - given), 0
+        first: int,
+        particles: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | Sequence[int] | None = None,
+        batch_size: int | None = None,
+        log_probs: bool = False,
+        logits_processor: Any = None,
+        progress: Progress | None = None,
+    ) -> Job:
+        sampling = Sampling(temperature, top_k, top_p, min_p)
+        if batch_size is not None:
+            _check_count("batch_size", batch_size)
+        seeds = seeds_for(seed, len(ids_RT))
+        task = Task(ids_RT, known_RT, seeds, samples, first, particles)
+        process = None if logits_processor is None else self._process(logits_processor)
+        told = seeds if isinstance(seed, Sequence) else seeds[0]
+        return Job(task, sampling, told, batch_size, progress, log_probs, process)
 
-        def on_step(drawn: int) -> None:
-            nonlocal done
-            done += drawn
-            if progress is not None:
-                progress(done, total)
+    def _process(self, logits_processor: Any) -> Process:
+        from imagegpt.engine.torch_backend import TorchBackend, as_process
 
-        parts = []
-        for start in range(0, len(prompt_RP) * samples, batch_size):
-            rows = np.arange(start, min(start + batch_size, len(prompt_RP) * samples))
-            prompts, rows_of_prompts = np.unique(rows // samples, return_inverse=True)
-            noise_BT = np.stack([uniforms(seed, int(row) % samples, length) for row in rows])
-            parts.append(decode(self._backend, prompt_RP[prompts], rows_of_prompts, sampling, noise_BT, on_step))
-        ids_BT = np.concatenate(parts)
-        images = self.decode(ids_BT)
-        grouped = [images[start : start + samples] for start in range(0, len(images), samples)]
-        return Result(grouped, ids_BT, seed, given)
+        if not isinstance(self.backend, TorchBackend):
+            raise InputError('logits_processor needs the torch backend: open the model with backend="torch".')
+        return as_process(logits_processor, self.spec.sos)
+
+    def _paint(self, job: Job, every: int | None = None) -> Iterator[Result]:
+        """Draw a job batch by batch, and tell the result after `every` ids and at the end."""
+        task, backend = job.task, self.backend
+        known_GT = task.known_RT.repeat(task.samples, 0)
+        ids_GT = np.where(known_GT, task.ids_RT.repeat(task.samples, 0), UNKNOWN)
+        log_probs_GT = np.full(ids_GT.shape, np.nan) if job.log_probs else None
+        effective_G = np.full(len(ids_GT), float(task.particles)) if task.particles > 1 else None
+
+        def result() -> Result:
+            images = self.decode(ids_GT)
+            grouped = [images[start : start + task.samples] for start in range(0, len(images), task.samples)]
+            log_probs, effective = (None if array is None else array.copy() for array in (log_probs_GT, effective_G))
+            return Result(grouped, ids_GT.copy(), job.seed, task.known_RT, log_probs, effective)
+
+        rows = min(job.batch_size or backend.rows, backend.rows_that_fit(task.prompt))
+        done, total = 0, task.positions(rows)
+        for part, batch in task.batches(rows):
+            decoding = Decoding(backend, batch, job.sampling, job.process, job.log_probs)
+
+            def take(part: slice = part, decoding: Decoding = decoding) -> None:
+                ids_GT[part] = decoding.ids()
+                drawn, effective = decoding.log_probs(), decoding.effective()
+                if log_probs_GT is not None and drawn is not None:
+                    log_probs_GT[part] = np.where(known_GT[part], np.nan, drawn)
+                if effective_G is not None and effective is not None:
+                    effective_G[part] = effective
+
+            for position in decoding:
+                done += part.stop - part.start
+                if job.progress is not None:
+                    job.progress(done, total)
+                if every is not None and (position + 1) % every == 0 and done < total:
+                    take()
+                    yield result()
+            take()
+        yield result()
 
 
-def load_palette(folder: Path, spec: ModelSpec) -> tuple[PaletteCodec, Framing]:
-    """A model folder's palette and framing; where it has none, the embedded model's, with a warning.
+def _last(results: Iterator[Result]) -> Result:
+    *_, result = results
+    return result
 
-    transformers' `model.save_pretrained` writes no palette, so such folders are common; their pictures keep their
-    shapes, but the colours are a guess.
 
-    Raises:
-        InputError: the folder's file is damaged, or it has none and the embedded palette does not fit.
-    """
-    if (folder / PREPROCESSOR).exists():
-        return load_preprocessor(folder)
-    codec, framing = load_preprocessor(checkpoint.EMBEDDED["nano"])
-    if len(codec) != spec.num_colors:
-        raise InputError(f"{folder} has no {PREPROCESSOR}, so the palette of its {spec.num_colors} colours is unknown.")
-    try:
-        height, width = spec.square_grid
-    except ValueError as error:
-        raise InputError(f"{folder} has no {PREPROCESSOR}: {error}") from None
-    warnings.warn(
-        f"{folder} has no {PREPROCESSOR}: using the embedded palette of {len(codec)} colours, which this model may "
-        "not have been trained with. Save its image processor into the folder.",
-        stacklevel=2,
+def seeds_for(seed: int | Sequence[int] | None, pictures: int) -> list[int]:
+    """A seed for each picture: the one that is given, theirs, or a new one; an InputError says what is wrong."""
+    seeds = (
+        list(seed) if isinstance(seed, Sequence) else [secrets.randbelow(2**32) if seed is None else seed] * pictures
     )
-    return codec, replace(framing, height=height, width=width)
+    if len(seeds) != pictures:
+        raise InputError(f"There are {pictures} pictures and {len(seeds)} seeds; give one, or one for each.")
+    for number in seeds:
+        if number < 0:
+            raise InputError(f"seed must be a whole number of at least 0, not {number}.")
+    return seeds
 
 
 def _check_count(name: str, value: int) -> None:
     if value < 1:
         raise InputError(f"{name} must be at least 1, not {value}.")
-
-
-def _torch_device(name: str | None):
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"The device {name!r} can't be used here: {reason(error)}") from None
-    return device

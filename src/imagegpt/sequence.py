@@ -5,25 +5,32 @@ Shape suffixes: B batch, T ids of a picture, P given ids.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.errors import InputError
 
 
-def flatten(ids_BHW: NDArray[np.int64]) -> NDArray[np.int64]:
+def flatten(ids_BHW: NDArray[Any]) -> NDArray[Any]:
     """(B, height, width) to (B, T), row by row."""
     return ids_BHW.reshape(len(ids_BHW), -1)
 
 
-def unflatten(ids_BT: NDArray[np.int64], grid: tuple[int, int]) -> NDArray[np.int64]:
-    """(B, T) to (B, height, width), row by row."""
-    return ids_BT.reshape(len(ids_BT), *grid)
+def unflatten(ids_BT: NDArray[Any], grid: tuple[int, int]) -> NDArray[Any]:
+    """(B, T) to (B, height, width), row by row; what comes after T, as channels, stays."""
+    return ids_BT.reshape(len(ids_BT), *grid, *ids_BT.shape[2:])
 
 
 def with_sos(prompt_BP: NDArray[np.int64], sos: int) -> NDArray[np.int64]:
     """Put the start token before each row: (B, P) to (B, P + 1)."""
     return np.concatenate([np.full((len(prompt_BP), 1), sos, np.int64), prompt_BP], axis=1)
+
+
+def known_later(known_RT: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which known ids come after an unknown one, and so are no part of a prompt."""
+    return known_RT & ~np.logical_and.accumulate(known_RT, axis=1)
 
 
 def prompt_length(keep: float, length: int) -> int:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 128
@@ -38,11 +39,11 @@ def shrink(image: Image.Image, cell: int = CELL) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def hide(image: Image.Image, given: int) -> Image.Image:
-    """A picture of the grid's size of which only the first `given` pixels, in raster order, are known."""
-    pixels = np.array(image).reshape(-1, 3)
-    pixels[given:] = UNKNOWN
-    return Image.fromarray(pixels.reshape(image.height, image.width, 3))
+def hide(image: Image.Image, known: NDArray[np.bool_]) -> Image.Image:
+    """A picture of the grid's size with those pixels greyed that are not known; `known` in raster order."""
+    pixels = np.array(image)
+    pixels[~known.reshape(pixels.shape[:2])] = UNKNOWN
+    return Image.fromarray(pixels)
 
 
 def draw_sheet(rows: list[list[Cell]]) -> Image.Image:

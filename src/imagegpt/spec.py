@@ -37,6 +37,7 @@ class ModelSpec:
         layer_norm_epsilon: added to the mean square in the norms.
         scale_attn_weights: divide the scores by the square root of the head width.
         scale_attn_by_inverse_layer_idx: divide them by the layer's number (from 1) too.
+        tie_word_embeddings: the head is the embedding of the colours.
         pruned_heads: layer -> attention heads that were cut out of it; `None` is none.
 
     Raises:
@@ -59,6 +60,7 @@ class ModelSpec:
     layer_norm_epsilon: float = 1e-5
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = False
     pruned_heads: Mapping[int, Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
@@ -130,7 +132,8 @@ class ModelSpec:
         heads = sum(self.heads(layer) for layer in range(self.n_layer))
         attention = heads * self.head_width * (4 * width + 3) + self.n_layer * width
         mlp = 2 * width * inner + inner + width
-        embeddings = (self.vocab_size + self.n_positions + self.num_colors) * width
+        head = 0 if self.tie_word_embeddings else self.num_colors
+        embeddings = (self.vocab_size + self.n_positions + head) * width
         return embeddings + attention + self.n_layer * (mlp + 2 * width) + width
 
 

@@ -196,6 +196,62 @@ def test_a_part_of_a_sample_is_refused(refused, tiny_folder):
     refused("sample", "--model", str(tiny_folder), "--num", "1.6", usage=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--min-p", "1.5"], "min_p must be from 0 to 1, not 1.5"),
+        (["--min-p", "-1"], "min_p must be"),
+        (["--batch-size", "0"], "batch_size must be at least 1, not 0"),
+        (["--precision", "int8", "--backend", "torch"], 'precision "int8" is onnxruntime\'s'),
+        (["--precision", "int8", "--device", "cuda"], 'precision "int8" is onnxruntime\'s'),
+        (["--precision", "bf16", "--backend", "onnx"], "precision 'bf16' needs backend=\"torch\""),
+        (["--device", "cuda", "--backend", "onnx"], "device 'cuda' needs backend=\"torch\""),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("verb", [["complete", "good.png"], ["sample"]])
+def test_options_that_do_not_fit(refused, tiny_folder, verb, options, words):
+    assert words in refused(*verb, "--model", str(tiny_folder), *options)
+
+
+@pytest.mark.parametrize(
+    "options", [["--precision", "float16"], ["--backend", "jax"], ["--batch-size", "2.5"], ["--min-p", "some"]], ids=str
+)
+def test_choices_that_there_are_not(refused, tiny_folder, options):
+    assert options[0] in refused("sample", "--model", str(tiny_folder), *options, usage=True)
+
+
+# --- masks
+
+
+def save_masks() -> None:
+    Image.new("L", (30, 20)).save("black.png")
+    Image.new("L", (20, 30), 255).save("turned.png")
+    Image.new("L", (8, 8), 255).save("white.png")
+    Path("text.png").write_bytes(b"text")
+    noise(9, 9).save("small.png")
+    Image.new("L", (30, 20), 255).save("large.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["good.png", "--mask", "gone.png"], "gone.png: there is no such file"),
+        (["good.png", "--mask", "text.png"], "text.png is not a picture"),
+        (["good.png", "--mask", "."], "is a folder, not a picture"),
+        (["good.png", "--mask", "black.png"], "The mask paints nothing"),
+        (["good.png", "--mask", "turned.png"], "The mask is 20 x 30; it must be of its picture's size, 30 x 20"),
+        (["good.png", "small.png", "--mask", "large.png"], "9 x 9"),
+        (["good.png", "--mask", "white.png", "--particles", "0"], "particles must be at least 1, not 0"),
+        (["good.png", "--particles", "-4"], "particles must be at least 1, not -4"),
+    ],
+    ids=str,
+)
+def test_masks_that_can_not_be_used(place, refused, model, arguments, words):
+    save_masks()
+    assert words in refused("complete", *arguments, *model)
+
+
 # --- models
 
 
@@ -348,19 +404,20 @@ def test_the_sentence_is_all_that_stands_on_standard_error(place, model, capsys)
 
 @pytest.fixture
 def interrupted(monkeypatch):
-    """The third step of painting is interrupted, as by Ctrl-C; holds the steps that were begun."""
-    from imagegpt.engine.torch_backend import TorchRows
+    """Painting is interrupted after its third step, as by Ctrl-C; holds the positions that were drawn."""
+    from imagegpt.pipeline import Decoding
 
-    steps, step = [], TorchRows.step
+    drawn, iterate = [], Decoding.__iter__
 
-    def interrupt(self, ids):
-        steps.append(ids)
-        if len(steps) == 3:
-            raise KeyboardInterrupt
-        return step(self, ids)
+    def interrupt(self):
+        for position in iterate(self):
+            drawn.append(position)
+            if len(drawn) == 3:
+                raise KeyboardInterrupt
+            yield position
 
-    monkeypatch.setattr(TorchRows, "step", interrupt)
-    return steps
+    monkeypatch.setattr(Decoding, "__iter__", interrupt)
+    return drawn
 
 
 @pytest.mark.parametrize("out", ["sheet.png", "old.png", "folder/"])

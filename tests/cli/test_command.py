@@ -192,9 +192,156 @@ def test_sample_writes_single_pictures(place, model, capsys):
 def test_options_of_sampling_reach_the_model(place, model, tiny_folder):
     options = ["--temperature", "0.7", "--top-k", "3", "--top-p", "0.9", "--seed", "5"]
     assert main(["sample", *model, "--num", "2", *options, "--out", "out/"]) == 0
-    expected = ImageGPT.from_pretrained(tiny_folder).sample(2, 0.7, 3, 0.9, 5).images[0]
+    expected = ImageGPT.from_pretrained(tiny_folder).sample(2, temperature=0.7, top_k=3, top_p=0.9, seed=5).images[0]
     for number, image in enumerate(expected, 1):
         np.testing.assert_array_equal(np.asarray(Image.open(f"out/sample-{number}.png")), np.asarray(image))
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["--min-p", "0.2"], {"min_p": 0.2}),
+        (["--top-k", "2"], {"top_k": 2}),
+        (["--top-p", "0.5"], {"top_p": 0.5}),
+        (["--temperature", "0"], {"temperature": 0}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("verb", ["sample", "complete"])
+def test_each_option_of_sampling_reaches_the_model(place, model, tiny_folder, verb, words, options):
+    source = ["cat.png"] if verb == "complete" else []
+    assert main([verb, *source, *model, "--num", "3", *words, "--out", "out/"]) == 0
+    pipeline = ImageGPT.from_pretrained(tiny_folder)
+
+    def draw(**given):
+        one = pipeline.complete("cat.png", 0.5, 3, seed=0, **given) if source else pipeline.sample(3, seed=0, **given)
+        return np.stack([np.asarray(image) for image in one.images[0]])
+
+    found = np.stack([np.asarray(Image.open(path)) for path in sorted(Path("out").iterdir())])
+    np.testing.assert_array_equal(found, draw(**options))
+    assert not np.array_equal(found, draw())
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[dict]:
+    """With which options models were opened, and what was asked of them."""
+    calls = []
+    for name in ("__init__", "complete", "sample"):
+        original = getattr(ImageGPT, name)
+
+        def note(self, *arguments, original=original, **options):
+            calls.append(dict(zip(("path", "device", "precision", "backend"), arguments, strict=False)) | options)
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(ImageGPT, name, note)
+    return calls
+
+
+@pytest.mark.parametrize("verb", ["sample", "complete"])
+@pytest.mark.parametrize(
+    ("words", "opens", "backend", "weights"),
+    [
+        ([], {"precision": "fp32", "backend": None}, "OnnxBackend", None),
+        (["--backend", "torch"], {"precision": "fp32", "backend": "torch"}, "TorchBackend", "float32"),
+        (["--backend", "onnx"], {"precision": "fp32", "backend": "onnx"}, "OnnxBackend", None),
+        (["--precision", "int8"], {"precision": "int8", "backend": None}, "OnnxBackend", None),
+        (["--precision", "bf16"], {"precision": "bf16", "backend": None}, "TorchBackend", "bfloat16"),
+        (["--device", "cpu"], {"device": "cpu", "precision": "fp32"}, "OnnxBackend", None),
+    ],
+    ids=str,
+)
+def test_what_runs_the_model(place, tiny_folder, opened, monkeypatch, verb, words, opens, backend, weights):
+    backends = []
+    monkeypatch.setattr(ImageGPT, "_paint", paint_and_note(backends))
+    source = ["cat.png"] if verb == "complete" else []
+    assert main([verb, *source, "--model", str(tiny_folder), "--num", "1", *words]) == 0
+    assert opened[0].items() >= opens.items()
+    assert type(backends[0]).__name__ == backend
+    if weights is not None:
+        assert str(backends[0].model.dtype) == f"torch.{weights}"
+    elif "int8" in words:
+        assert backends[0].cache_dtype == np.int8
+
+
+def paint_and_note(backends: list):
+    paint = ImageGPT._paint
+
+    def note(self, *arguments):
+        backends.append(self.backend)
+        return paint(self, *arguments)
+
+    return note
+
+
+@pytest.mark.parametrize("verb", ["sample", "complete"])
+def test_the_batch_size_reaches_the_model_and_changes_no_picture(place, model, opened, verb):
+    source = ["cat.png"] if verb == "complete" else []
+    for size in ("1", "3"):
+        assert main([verb, *source, *model, "--num", "4", "--batch-size", size, "--out", f"{size}.webp"]) == 0
+        assert opened[-1]["batch_size"] == int(size)
+    assert Path("1.webp").read_bytes() == Path("3.webp").read_bytes()
+
+
+# --- masks
+
+HOLE = np.zeros((8, 8), bool)
+HOLE[3:5, 2:6] = True
+
+
+@pytest.fixture
+def mask(place) -> str:
+    """A mask of the picture's size whose hole covers cells as `HOLE` does."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("cat.png")
+    Image.fromarray(HOLE.repeat(3, 0).repeat(4, 1)).save("mask.png")
+    return "mask.png"
+
+
+def test_the_sheet_greys_just_the_painted_cells(place, model, mask, tiny_folder):
+    assert main(["complete", "cat.png", *model, "--num", "2", "--mask", mask, "--out", "sheet.png"]) == 0
+    pipeline = ImageGPT.from_pretrained(tiny_folder)
+    seen = np.array(pipeline.decode(pipeline.encode("cat.png"))[0])
+    seen[HOLE] = 200
+    sheet = np.asarray(Image.open("sheet.png").convert("RGB"))
+    assert len(places(sheet, squares(seen, 16))) == 1
+    for image in pipeline.complete("cat.png", num_samples=2, mask=HOLE, seed=0).images[0]:
+        assert len(places(sheet, squares(np.asarray(image), 16))) == 1
+
+
+def test_each_picture_of_a_sheet_is_greyed(place, model, mask, tiny_folder):
+    Image.open("cat.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("dog.png")
+    assert main(["complete", "cat.png", "dog.png", *model, "--num", "1", "--mask", mask, "--out", "sheet.png"]) == 0
+    pipeline = ImageGPT.from_pretrained(tiny_folder)
+    sheet = np.asarray(Image.open("sheet.png").convert("RGB"))
+    for ids in pipeline.encode(["cat.png", "dog.png"]):
+        seen = np.array(pipeline.decode(ids[None])[0])
+        seen[HOLE] = 200
+        assert len(places(sheet, squares(seen, 16))) == 1
+
+
+def test_particles_reach_the_model_and_are_told_of(place, model, mask, tiny_folder, capsys):
+    arguments = ["complete", "cat.png", *model, "--num", "3", "--mask", mask, "--particles", "8", "--out", "out/"]
+    assert main([*arguments, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    expected = ImageGPT.from_pretrained(tiny_folder).complete("cat.png", num_samples=3, mask=HOLE, particles=8, seed=0)
+    assert record["effective_particles"] == [round(float(n), 2) for n in expected.effective_particles]
+    assert (record["mask"], record["particles"], record["given"]) == ("mask.png", 8, 56)
+    assert "keep" not in record
+    for path, image in zip(record["written"], expected.images[0], strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(image))
+    facts = json.loads(Image.open(record["written"][0]).text["imagegpt"])
+    assert (facts["mask"], facts["particles"]) == ("mask.png", 8)
+    assert main(arguments) == 0
+    least = expected.effective_particles.min()
+    assert capsys.readouterr().out.endswith(f"; of 8 particles at least {least:.1f} counted\n")
+
+
+def test_without_particles_nothing_is_told_of_them(place, model, mask, capsys):
+    for arguments in (["--mask", mask], ["--particles", "4"]):
+        assert main(["complete", "cat.png", *model, "--num", "1", *arguments, "--json"]) == 0
+        assert "effective_particles" not in json.loads(capsys.readouterr().out)
+        assert main(["complete", "cat.png", *model, "--num", "1", *arguments]) == 0
+        assert "particles" not in capsys.readouterr().out
 
 
 # --- info and help
@@ -240,6 +387,11 @@ def test_help(verb, capsys):
     if verb in (["complete"], ["sample"]):
         for option in ("--num", "--out", "--model", "--temperature", "--top-k", "--top-p", "--seed", "--json"):
             assert option in out
+        for option in ("--min-p", "--batch-size", "--precision", "--backend"):
+            assert option in out
+    if verb == ["complete"]:
+        assert "--mask" in out
+        assert "--particles" in out
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from imagegpt import files
 from imagegpt.codec import tables
 from imagegpt.codec.nearest import LEVELS, build_table, nearest
 from imagegpt.codec.palette import PaletteCodec
@@ -13,7 +14,7 @@ from imagegpt.codec.palette import PaletteCodec
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty cache of its own, in memory and on disk."""
-    monkeypatch.setenv(tables.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(files.VARIABLE, str(tmp_path / "cache"))
     tables.forget()
     yield tmp_path / "cache"
     tables.forget()
@@ -126,23 +127,23 @@ def test_a_damaged_file_is_built_again(folder, builds, damage):
 
 
 def test_off_writes_nothing(folder, monkeypatch, builds):
-    monkeypatch.setenv(tables.VARIABLE, "off")
+    monkeypatch.setenv(files.VARIABLE, "off")
     codec = random_codec()
     codec.encode(random_pixels(tables.TO_BUILD))
     assert builds == [40]
     assert not folder.exists()
-    assert tables.cache_folder() is None
+    assert files.cache_folder() is None
 
 
 def test_the_cache_lies_where_the_platform_wants_it(monkeypatch):
     platformdirs = pytest.importorskip("platformdirs")
-    monkeypatch.delenv(tables.VARIABLE, raising=False)
-    assert tables.cache_folder() == platformdirs.user_cache_path("imagegpt", appauthor=False)
+    monkeypatch.delenv(files.VARIABLE, raising=False)
+    assert files.cache_folder() == platformdirs.user_cache_path("imagegpt", appauthor=False)
 
 
 def test_a_folder_that_cannot_be_made_costs_only_the_cache(tmp_path, monkeypatch, builds):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv(tables.VARIABLE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv(files.VARIABLE, str(tmp_path / "file" / "cache"))
     tables.forget()
     assert random_codec().table.shape == (1 << 24,)
     assert builds == [40]

@@ -10,8 +10,8 @@ import torch
 from transformers.models.imagegpt.configuration_imagegpt import ImageGPTConfig as PeerConfig
 from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImageModeling as Peer
 
+from decoding import decode
 from imagegpt.config import ImageGPTConfig
-from imagegpt.engine.decode import decode
 from imagegpt.engine.torch_backend import TorchBackend
 from imagegpt.engine.warp import Sampling
 from imagegpt.model.heads import ImageGPTForCausalImageModeling as Ours

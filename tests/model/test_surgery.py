@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from decoding import decode
 from faces import (
     HEADS,
     LAYERS,
@@ -30,7 +31,6 @@ from faces import (
     random_ids,
 )
 from imagegpt.config import ImageGPTConfig
-from imagegpt.engine.decode import decode
 from imagegpt.engine.torch_backend import TorchBackend
 from imagegpt.engine.warp import Sampling
 from imagegpt.model.loading import load_generative

@@ -6,10 +6,22 @@ import math
 
 import numpy as np
 
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
 ACTIVATIONS = {
     "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
     "gelu": np.vectorize(lambda x: x * 0.5 * (1 + math.erf(x / math.sqrt(2)))),
-    "gelu_new": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "silu": silu,
+    "swish": silu,
     "relu": lambda x: np.maximum(x, 0),
 }
 
@@ -32,9 +44,9 @@ def attention(q_TH, k_TH, v_TH, scale):
 def logits(state, config, ids):
     """(T, K) logits of one row of ids; `state` maps a checkpoint's names to arrays."""
     w = {name: np.asarray(value, np.float64) for name, value in state.items()}
-    eps, heads = config["layer_norm_epsilon"], config["n_head"]
+    eps = config["layer_norm_epsilon"]
     x = w["transformer.wte.weight"][ids] + w["transformer.wpe.weight"][: len(ids)]
-    head_width = x.shape[1] // heads
+    head_width = x.shape[1] // config["n_head"]
     for layer in range(config["n_layer"]):
         at = f"transformer.h.{layer}."
         scale = 1 / math.sqrt(head_width) if config["scale_attn_weights"] else 1.0
@@ -42,6 +54,7 @@ def logits(state, config, ids):
             scale /= layer + 1
         normed = norm(x, w[at + "ln_1.weight"], eps)
         q, k, v = np.split(normed @ w[at + "attn.c_attn.weight"] + w[at + "attn.c_attn.bias"], 3, axis=1)
+        heads = q.shape[1] // head_width  # those that are not pruned
         parts = [slice(n * head_width, (n + 1) * head_width) for n in range(heads)]
         attended = np.concatenate([attention(q[:, part], k[:, part], v[:, part], scale) for part in parts], axis=1)
         x = x + attended @ w[at + "attn.c_proj.weight"] + w[at + "attn.c_proj.bias"]

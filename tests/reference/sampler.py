@@ -7,7 +7,7 @@ import math
 import torch
 
 
-def choose(logits, temperature, top_k, top_p, uniform):
+def choose(logits, temperature, top_k, top_p, uniform, min_p=None):
     """The next id from a list of logits; the same rules as `imagegpt.engine.warp.Sampling`, written out."""
     ids = range(len(logits))
     if temperature == 0:
@@ -26,6 +26,8 @@ def choose(logits, temperature, top_k, top_p, uniform):
             best.add(i)
             reached += weights[i] / total
         weights = [weights[i] if i in best else 0.0 for i in ids]
+    if min_p is not None:
+        weights = [weight if weight >= min_p * max(weights) else 0.0 for weight in weights]
     target, reached = uniform * math.fsum(weights), 0.0
     for i in ids:
         reached += weights[i]
@@ -35,7 +37,7 @@ def choose(logits, temperature, top_k, top_p, uniform):
 
 
 @torch.no_grad()
-def sample(model, prompts, noise_BT, temperature=1.0, top_k=None, top_p=None):
+def sample(model, prompts, noise_BT, temperature=1.0, top_k=None, top_p=None, min_p=None):
     """Complete each row's prompt (a list of ids); lists of n_positions ids."""
     sos, length = model.config.vocab_size - 1, model.config.n_positions
     rows = []
@@ -43,6 +45,6 @@ def sample(model, prompts, noise_BT, temperature=1.0, top_k=None, top_p=None):
         row = [int(i) for i in prompt]
         for position in range(len(row), length):
             logits = model(torch.tensor([[sos, *row]]), use_cache=False).logits[0, -1].double().tolist()
-            row.append(choose(logits, temperature, top_k, top_p, float(noise[position])))
+            row.append(choose(logits, temperature, top_k, top_p, float(noise[position]), min_p))
         rows.append(row)
     return rows

@@ -20,10 +20,12 @@ def complete(
     *,
     keep: float = 0.5,
     num: Whole = 8,
+    mask: Path | None = None,
+    particles: Whole = 1,
     out: str = "completions.png",
     options: PaintOptions | None = None,
 ) -> None:
-    """Keep the first part of pictures and let the model paint the rest.
+    """Keep a part of pictures, the first or what a mask says, and let the model paint the rest.
 
     Writes a sheet with the input, what the model saw of it, and the samples; or single pictures into a folder.
 
@@ -31,17 +33,29 @@ def complete(
         images: picture files.
         keep: part that is kept, from the top: 0.5 is the upper half. From 0 to below 1.
         num: samples of each picture.
+        mask: in the place of --keep: a picture of the input's size, or of the grid's; white is painted, black is kept.
+        particles: histories drawn for each sample, so that what is painted fits known pixels below it too: 32 are good.
         out: a sheet (.png, .webp, .jpg), or a folder (with a / at its end) for single pictures.
     """
     options = options or PaintOptions()
-    facts = {"command": "complete", "images": [Path(path).name for path in images], "keep": keep, "num": num}
+    facts = {"command": "complete", "images": [Path(path).name for path in images], "num": num}
+    facts |= {"keep": keep} if mask is None else {"mask": mask.name, "particles": particles}
     output = Output(out, facts | {"model": options.model} | options.sampling())
     check_num(num)
     pictures = read_pictures(images)
     model = options.open()
     began = time.perf_counter()
     with painting("painting") as progress:
-        result = model.complete(pictures, keep, num, **options.sampling(), progress=progress)
+        result = model.complete(
+            pictures,
+            keep,
+            num,
+            mask=mask,
+            particles=particles,
+            batch_size=options.batch_size,
+            progress=progress,
+            **options.sampling(),
+        )
     seconds = time.perf_counter() - began
     if output.is_folder:
         names = _distinct([Path(path).stem for path in images])
@@ -52,11 +66,15 @@ def complete(
             for number, image in enumerate(samples, 1)
         ]
     else:
-        seen = [hide(samples[0], result.given) for samples in result.images]
+        seen = [hide(samples[0], known) for samples, known in zip(result.images, result.known, strict=True)]
         inputs = [model.framing.cut(picture) for picture in pictures]
         written = [output.save(None, completion_sheet(inputs, seen, result.images))]
-    record = {"written": written, "seed": result.seed, "given": result.given, "seconds": round(seconds, 3)}
-    report(options, output, facts | record)
+    record = {"written": written, "seed": result.seed, "given": int(result.known[0].sum())}
+    note = ""
+    if result.effective_particles is not None:
+        record["effective_particles"] = [round(float(number), 2) for number in result.effective_particles]
+        note = f"of {particles} particles at least {result.effective_particles.min():.1f} counted"
+    report(options, facts | record | {"seconds": round(seconds, 3)}, note)
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -26,6 +26,7 @@ app = cyclopts.App(
 app.command("imagegpt.cli.complete:complete", name="complete", help="Keep the first part of pictures; paint the rest.")
 app.command("imagegpt.cli.sample:sample", name="sample", help="Paint pictures from nothing.")
 app.command("imagegpt.cli.palette:palette", name="palette", help="Fit a palette to your pictures, or look at one.")
+app.command("imagegpt.cli.bench:bench", name="bench", help="Measure how fast this machine is.")
 app.command("imagegpt.cli.info:info", name="info", help="Show what a model is: shape, files, palette.")
 
 
@@ -42,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
         errors.print("See: imagegpt --help", highlight=False)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        errors.print("Interrupted; nothing was written.")
+    except KeyboardInterrupt as interruption:
+        errors.print(escape(str(interruption)) or "Interrupted; nothing was written.", highlight=False)
         return INTERRUPTED
     except BrokenPipeError:
         return 0

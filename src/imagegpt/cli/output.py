@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 from PIL import Image
@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from imagegpt import __version__
+from imagegpt.engine.backends import Precision
 from imagegpt.errors import InputError
 from imagegpt.files import check_writable, write_whole
 from imagegpt.pipeline import ImageGPT
@@ -49,8 +50,12 @@ class PaintOptions:
         temperature: below 1 is safer, above 1 is wilder, 0 always takes the likeliest colour.
         top_k: draw from the k likeliest colours only.
         top_p: draw from the likeliest colours that together have this probability.
+        min_p: draw from colours at least this times as likely as the likeliest only.
         seed: the same seed and command give the same pictures.
+        batch_size: samples that are drawn at once; default: what is fast and fits into memory.
         device: cpu, cuda or mps; default: the best one here.
+        precision: fp32; int8 on a CPU, which is faster; bf16 or fp16 with the torch backend.
+        backend: onnx or torch; default: onnx on a CPU, torch on a GPU.
         json: print what was made as JSON.
     """
 
@@ -58,17 +63,21 @@ class PaintOptions:
     temperature: float = 1.0
     top_k: Whole | None = None
     top_p: float | None = None
+    min_p: float | None = None
     seed: Whole = 0
+    batch_size: Whole | None = None
     device: str | None = None
+    precision: Precision = "fp32"
+    backend: Literal["onnx", "torch"] | None = None
     json: Json = False
 
     def open(self) -> ImageGPT:
         """The model."""
-        return ImageGPT.from_pretrained(self.model, device=self.device)
+        return ImageGPT.from_pretrained(self.model, device=self.device, precision=self.precision, backend=self.backend)
 
     def sampling(self) -> dict[str, Any]:
-        """The arguments of `ImageGPT.complete` and `.sample`."""
-        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "seed")}
+        """What decides which pictures come out; arguments of `ImageGPT.complete` and `.sample`."""
+        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
 
 
 class Output:
@@ -165,11 +174,12 @@ def check_num(num: int) -> None:
         raise InputError(f"--num must be at least 1, not {num}.")
 
 
-def report(options: PaintOptions, output: Output, record: dict[str, Any]) -> None:
-    """Print what was written: JSON for programs, a sentence for people."""
+def report(options: PaintOptions, record: dict[str, Any], note: str = "") -> None:
+    """Print what was written: JSON for programs, a sentence for people, with a note behind it."""
     written = record["written"]
-    what = written[0] if len(written) == 1 else f"{len(written)} pictures in {output.path}"
-    print_record({"model": options.model, **record}, options.json, f"{what} ({record['seconds']:.1f} s)")
+    what = written[0] if len(written) == 1 else f"{len(written)} pictures in {Path(written[0]).parent}"
+    sentence = f"{what} ({record['seconds']:.1f} s){note and f'; {note}'}"
+    print_record({"model": options.model, **record}, options.json, sentence)
 
 
 def print_record(record: dict[str, Any], as_json: bool, sentence: str | None = None) -> None:

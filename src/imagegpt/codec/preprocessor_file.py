@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from imagegpt.checkpoint import EMBEDDED
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import Framing
 from imagegpt.errors import InputError
 from imagegpt.files import write_text
+from imagegpt.spec import ModelSpec
 
 NAME = "preprocessor_config.json"
 
@@ -46,6 +50,32 @@ def framing_from(config: dict[str, Any]) -> Framing:
         raise InputError(f'size must be a side or {{"height", "width"}}, not {size}.')
     height, width = (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
     return Framing(height, width, config.get("crop", "none"), config.get("resample", Framing.resample))
+
+
+def load_palette(folder: Path, spec: ModelSpec) -> tuple[PaletteCodec, Framing]:
+    """A model folder's palette and framing; where it has none, the embedded model's, with a warning.
+
+    transformers' `model.save_pretrained` writes no palette, so such folders are common; their pictures keep their
+    shapes, but the colours are a guess.
+
+    Raises:
+        InputError: the folder's file is damaged, or it has none and the embedded palette does not fit.
+    """
+    if (folder / NAME).exists():
+        return load_preprocessor(folder)
+    codec, framing = load_preprocessor(EMBEDDED["nano"])
+    if len(codec) != spec.num_colors:
+        raise InputError(f"{folder} has no {NAME}, so the palette of its {spec.num_colors} colours is unknown.")
+    try:
+        height, width = spec.square_grid
+    except ValueError as error:
+        raise InputError(f"{folder} has no {NAME}: {error}") from None
+    warnings.warn(
+        f"{folder} has no {NAME}: using the embedded palette of {len(codec)} colours, which this model may "
+        "not have been trained with. Save its image processor into the folder.",
+        stacklevel=2,
+    )
+    return codec, replace(framing, height=height, width=width)
 
 
 def save_preprocessor(folder: Path, codec: PaletteCodec, framing: Framing) -> None:

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from imagegpt.codec.nearest import build_table
 from imagegpt.errors import InputError
-from imagegpt.files import write_whole
+from imagegpt.files import cache_folder, write_whole
 
-VARIABLE = "IMAGEGPT_CACHE"
 IN_MEMORY = 4  # tables, of 32 MiB each for up to 65,536 colours
 ON_DISK = 16
 # From so many pixels on it pays to read a table, and to build one: a pixel costs 1 us without a table and 0.02 us with
@@ -32,18 +31,6 @@ TO_BUILD = 1 << 19
 _tables: OrderedDict[str, NDArray[np.integer]] = OrderedDict()
 _seen: dict[str, int] = {}
 _lock = threading.Lock()
-
-
-def cache_folder() -> Path | None:
-    """Where tables lie; `None` where the cache is switched off."""
-    named = os.environ.get(VARIABLE, "")
-    if named.lower() == "off":
-        return None
-    if named:
-        return Path(named)
-    from platformdirs import user_cache_path
-
-    return user_cache_path("imagegpt", appauthor=False)
 
 
 def table_pays(fingerprint: str, pixels: int) -> bool:

@@ -1,70 +1,202 @@
 """The decode loop, written once against a small protocol.
 
-Shape suffixes: R prompts, B rows (samples), P given ids, T ids of a picture, K colours.
+Arrays with a backend are its own: numpy arrays, or tensors on a device, so that a GPU draws its ids itself.
+Shape suffixes: R pictures, B rows, P ids of the prompts with SOS, T ids of a picture, K colours, G samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from imagegpt.engine.warp import Sampling
-from imagegpt.sequence import with_sos
+from imagegpt.engine.cost import PROMPT_IDS
+from imagegpt.engine.particles import Particles
+from imagegpt.engine.warp import Array, Sampling, log_probs
+from imagegpt.sequence import known_later, with_sos
 from imagegpt.spec import ModelSpec
+
+UNKNOWN = -1  # in the place of an id that has not been drawn yet
+Process = Callable[[Array, Array], Array]
 
 
 class Rows(Protocol):
     """Sequences on their way; the layout of the cache behind them is the backend's own business."""
 
-    logits_BK: NDArray[np.floating]
+    logits_BK: Array
 
-    def step(self, ids_B: NDArray[np.int64]) -> None:
+    def step(self, ids_B: Array) -> None:
         """Append one id to each row; `logits_BK` are then those of the next."""
+        ...
+
+    def copy(self, sources: NDArray[np.int64], targets: NDArray[np.int64], since: NDArray[np.int64]) -> None:
+        """Rows `targets` take over the state of rows `sources`; up to ids `since` of each pair they are alike."""
         ...
 
 
 class Backend(Protocol):
-    """What a backend offers. It holds no state of its own: several decodings may go on at once."""
+    """What a backend offers. What it holds is shared: several decodings may go on at once."""
 
     spec: ModelSpec
+    rows: int  # that are sampled together where nobody says how many
 
     def prefill(self, inputs_RP: NDArray[np.int64], rows_B: NDArray[np.int64]) -> Rows:
         """Begin: run R prompts (SOS first), and make row b a continuation of prompt `rows_B[b]`."""
         ...
 
+    def array(self, values: NDArray[Any]) -> Array:
+        """An array of the backend's with these values; it may share their memory."""
+        ...
 
-def decode(
-    backend: Backend,
-    prompt_RP: NDArray[np.int64],
-    rows_B: NDArray[np.int64],
-    sampling: Sampling,
-    uniforms_BT: NDArray[np.float64],
-    on_step: Callable[[int], None] | None = None,
-) -> NDArray[np.int64]:
-    """Sample the rest of each row.
+    def numpy(self, values: Array) -> NDArray[Any]:
+        """An array of the backend's as the host has it; it may share the memory."""
+        ...
+
+    def rows_that_fit(self, prompt: int) -> int:
+        """How many rows with a prompt of so many ids the free memory has room for, at least one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that are sampled together.
+
+    Args:
+        ids_RT: pictures' ids; those that are not known may be anything.
+        known_RT: which ids are given.
+        rows_B: the picture of each row. The particles of a sample are rows beside one another.
+        uniforms_BT: random numbers in [0, 1), one for each row and position.
+        particles: rows of a sample; see `imagegpt.engine.particles`.
+        resampling_GT: random numbers of each sample, which choose among its particles; needed where there are several.
+    """
+
+    ids_RT: NDArray[np.int64]
+    known_RT: NDArray[np.bool_]
+    rows_B: NDArray[np.int64]
+    uniforms_BT: NDArray[np.float64]
+    particles: int = 1
+    resampling_GT: NDArray[np.float64] | None = None
+
+    @property
+    def start(self) -> int:
+        """How many first ids are known in all pictures: their prompts' length."""
+        return int(np.logical_and.accumulate(self.known_RT.all(0)).sum())
+
+    @property
+    def end(self) -> int:
+        """The position behind the last that must be run: the last unknown id; with particles, the last of all."""
+        unknown = np.flatnonzero(~self.known_RT.all(0))
+        if not len(unknown):
+            return self.start
+        return self.known_RT.shape[1] if self.particles > 1 else int(unknown[-1]) + 1
+
+
+def prompt_groups(inputs_RP: NDArray[np.int64], rows_B: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+    """Prompts in groups whose run takes a bounded memory, each with the rows that continue one of them."""
+    size = max(1, PROMPT_IDS // inputs_RP.shape[1])
+    for start in range(0, len(inputs_RP), size):
+        group = slice(start, min(start + size, len(inputs_RP)))
+        yield group, np.flatnonzero((rows_B >= group.start) & (rows_B < group.stop))
+
+
+class Decoding:
+    """One batch on its way. Iterating draws position after position; it may be left between any two.
 
     Args:
         backend: runs the model.
-        prompt_RP: the given ids of R pictures, without SOS; P may be 0.
-        rows_B: the prompt that each row continues; a prompt is run once however many rows share it.
+        batch: what is given, and the random numbers.
         sampling: temperature and filters.
-        uniforms_BT: random numbers, one for each row and position.
-        on_step: called after each sampled position with the number of ids drawn in it.
-
-    Returns:
-        (B, T) int64: the given ids, then the sampled ones.
+        process: changes the logits before sampling: called with the ids so far (B, position) and the logits (B, K),
+            both of the backend's kind.
+        with_log_probs: keep the log-probability of each id that is drawn or passed.
     """
-    length, given = backend.spec.n_positions, prompt_RP.shape[1]
-    ids_BT = np.empty((len(rows_B), length), np.int64)
-    ids_BT[:, :given] = prompt_RP[rows_B]
-    rows = backend.prefill(with_sos(prompt_RP, backend.spec.sos), rows_B)
-    for position in range(given, length):
-        ids_BT[:, position] = sampling.choose(rows.logits_BK, uniforms_BT[:, position])
-        if on_step is not None:
-            on_step(len(rows_B))
-        if position + 1 < length:
-            rows.step(ids_BT[:, position])
-    return ids_BT
+
+    def __init__(
+        self,
+        backend: Backend,
+        batch: Batch,
+        sampling: Sampling,
+        process: Process | None = None,
+        with_log_probs: bool = False,
+    ) -> None:
+        self._backend, self._batch, self._sampling, self._process = backend, batch, sampling, process
+        known_BT = batch.known_RT[batch.rows_B]
+        self._ids_BT = backend.array(np.where(known_BT, batch.ids_RT[batch.rows_B], UNKNOWN))
+        self._known_BT = backend.array(known_BT)
+        self._uniforms_BT = backend.array(batch.uniforms_BT)
+        self._log_probs_BT = backend.array(np.full(known_BT.shape, np.nan)) if with_log_probs else None
+        self._particles = None
+        if batch.particles > 1:
+            assert batch.resampling_GT is not None
+            self._particles = Particles(batch.particles, batch.resampling_GT)
+            self._later_GT = known_later(known_BT[:: batch.particles])
+
+    def __iter__(self) -> Iterator[int]:
+        """Draw; each position is told after it was drawn."""
+        batch, start, end = self._batch, self._batch.start, self._batch.end
+        if start >= end:
+            return
+        prompts, of_picture = np.unique(batch.ids_RT[:, :start], axis=0, return_inverse=True)
+        inputs_RP = with_sos(prompts, self._backend.spec.sos)
+        rows = self._backend.prefill(inputs_RP, of_picture.reshape(-1)[batch.rows_B])
+        for position in range(start, end):
+            self._draw(rows, position)
+            if position + 1 < end:
+                rows.step(self._ids_BT[:, position])
+            yield position
+
+    def _draw(self, rows: Rows, position: int) -> None:
+        known = self._batch.known_RT[:, position]
+        if not known.all():
+            logits_BK = rows.logits_BK
+            if self._process is not None:
+                logits_BK = self._process(self._ids_BT[:, :position], logits_BK)
+            drawn = self._sampling.choose(logits_BK, self._uniforms_BT[:, position])
+            if known.any():
+                where = array_namespace(drawn).where
+                drawn = where(self._known_BT[:, position], self._ids_BT[:, position], drawn)
+            self._ids_BT[:, position] = drawn
+        if self._log_probs_BT is not None:
+            self._log_probs_BT[:, position] = log_probs(rows.logits_BK, self._ids_BT[:, position])
+        if self._particles is not None and self._later_GT[:, position].any():
+            self._weigh(rows, position)
+
+    def _weigh(self, rows: Rows, position: int) -> None:
+        """Weigh the particles by the id that is known here; where few are left that count, double those."""
+        batch, particles = self._batch, self._particles
+        assert particles is not None
+        weights_B = self._backend.numpy(log_probs(rows.logits_BK, self._ids_BT[:, position]))
+        particles.weigh(weights_B, self._later_GT[:, position])
+        known_GT = batch.known_RT[batch.rows_B[:: batch.particles]]
+        to_come_G = np.any(~known_GT[:, position + 1 :], axis=1)  # else resampling decides nothing
+        sources, targets = particles.resample(position, to_come_G)
+        if len(targets):
+            ids_BT = self._backend.numpy(self._ids_BT)
+            # Particles have ancestors in common: their states differ from the first id on that differs.
+            parted = (ids_BT[sources, :position] != ids_BT[targets, :position]).argmax(1)
+            rows.copy(sources, targets, parted)
+            self._ids_BT[targets] = self._ids_BT[sources]
+            if self._log_probs_BT is not None:
+                self._log_probs_BT[targets] = self._log_probs_BT[sources]
+
+    def _chosen(self) -> NDArray[np.int64]:
+        """The row that stands for each sample."""
+        if self._particles is None:
+            return np.arange(len(self._batch.rows_B))
+        return self._particles.pick()
+
+    def ids(self) -> NDArray[np.int64]:
+        """(G, T) ids of the samples as they are now; `UNKNOWN` where nothing is drawn yet."""
+        return self._backend.numpy(self._ids_BT)[self._chosen()]
+
+    def log_probs(self) -> NDArray[np.float64] | None:
+        """(G, T) log-probabilities in nats, NaN in the prompt and where nothing is drawn."""
+        return None if self._log_probs_BT is None else self._backend.numpy(self._log_probs_BT)[self._chosen()]
+
+    def effective(self) -> NDArray[np.float64] | None:
+        """(G,) the least effective number of particles on the way; `None` without particles."""
+        return None if self._particles is None else self._particles.least_effective

@@ -1,0 +1,50 @@
+"""Masks: which cells of the grid are painted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imagegpt.codec.pictures import Framing, Picture, read_picture
+from imagegpt.errors import InputError
+
+
+def read_masks(masks: Picture | Sequence[Picture], pictures: list[Image.Image], framing: Framing) -> NDArray[np.bool_]:
+    """Masks on the grid: (pictures, height, width), True where a cell is painted.
+
+    Args:
+        masks: one for all pictures, or a list of one for each: white (True) is painted, black (False) is kept. Of its
+            picture's size, and then cropped and shrunk as the picture is (a cell is painted if half of it is), or of
+            the grid's.
+        pictures: the pictures, as read.
+        framing: how they come onto the grid.
+
+    Raises:
+        InputError: a mask that can't be read, of another size, or that paints nothing; or another number of masks.
+    """
+    given = list(masks) if isinstance(masks, (list, tuple)) else [masks] * len(pictures)
+    if len(given) != len(pictures):
+        raise InputError(f"There are {len(pictures)} pictures and {len(given)} masks; give one, or one for each.")
+    pairs = zip(given, pictures, strict=True)
+    return np.stack([_on_grid(read_picture(mask), picture, framing) for mask, picture in pairs])
+
+
+def _on_grid(mask: Image.Image, picture: Image.Image, framing: Framing) -> NDArray[np.bool_]:
+    grid = (framing.width, framing.height)
+    if mask.size not in (picture.size, grid):
+        raise InputError(
+            f"The mask is {mask.width} x {mask.height}; it must be of its picture's size, {picture.width} x "
+            f"{picture.height}, or of the grid's, {grid[0]} x {grid[1]}."
+        )
+    if mask.size != grid:
+        if framing.crop == "random":
+            raise InputError('A mask does not follow crop="random"; give one of the grid\'s size.')
+        mask = Image.fromarray(replace(framing, resample=Image.Resampling.BOX).apply(mask))
+    painted = np.asarray(mask.convert("L")) >= 128
+    if not painted.any():
+        raise InputError("The mask paints nothing: white (or True) is painted, black (or False) is kept.")
+    return painted

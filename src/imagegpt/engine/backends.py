@@ -1,0 +1,144 @@
+"""Which backend runs a model: the one that is asked for, or the fastest that can."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from ctypes.util import find_library
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+from weakref import WeakValueDictionary
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagegpt import checkpoint
+from imagegpt.engine.onnx_weights import Weights, cache_names, float_weights, int8_weights
+from imagegpt.errors import InputError, reason
+from imagegpt.files import cache_folder, write_whole
+from imagegpt.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from imagegpt.engine.onnx_backend import OnnxBackend
+    from imagegpt.model.heads import ImageGPTForCausalImageModeling
+
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+CALIBRATION = 1  # counted up when `calibrate` changes, so that scales found before are not read again
+
+# Sessions in use, by checkpoint and precision: objects that open the same files share one.
+_sessions: WeakValueDictionary[tuple[str, str], OnnxBackend] = WeakValueDictionary()
+
+
+def check_choice(backend: str | None, device: str | None, precision: str) -> None:
+    """Refuse names that don't exist and pairs that don't go together, before anything is loaded.
+
+    Raises:
+        InputError: what is wrong, and what to choose.
+    """
+    if backend not in (None, "onnx", "torch"):
+        raise InputError(f'backend must be "onnx" or "torch", not {backend!r}.')
+    if precision not in get_args(Precision):
+        raise InputError(f"precision must be one of {', '.join(get_args(Precision))}, not {precision!r}.")
+    if backend == "onnx" and precision in ("bf16", "fp16"):
+        raise InputError(f'precision {precision!r} needs backend="torch"; onnxruntime has fp32 and int8.')
+    if backend == "onnx" and device not in (None, "cpu"):
+        raise InputError(f'device {device!r} needs backend="torch"; onnxruntime runs on the CPU.')
+    if precision == "int8" and (backend == "torch" or device not in (None, "cpu")):
+        raise InputError(
+            'precision "int8" is onnxruntime\'s, on the CPU; for torch, quantise a model with imagegpt.quantize.'
+        )
+
+
+def choose_backend(folder: Path, spec: ModelSpec, device: str | None, precision: str) -> str:
+    """ "onnx" wherever the CPU is the place to run and onnxruntime has what the model needs, else "torch"."""
+    from imagegpt.engine.onnx_graph import ACTIVATIONS, HEAD_UNIT
+
+    if precision == "int8":
+        return "onnx"
+    if precision != "fp32" or device not in (None, "cpu"):
+        return "torch"
+    if spec.activation_function not in ACTIVATIONS or spec.head_width % HEAD_UNIT:
+        return "torch"
+    if "quantization_config" in checkpoint.read_config(folder):
+        return "torch"
+    return "torch" if device is None and may_have_accelerator() and torch_device(None).type != "cpu" else "onnx"
+
+
+def may_have_accelerator() -> bool:
+    """Whether torch might find a GPU here: a look at the drivers, which takes no torch and no time."""
+    if sys.platform == "darwin":
+        return os.uname().machine == "arm64"
+    if sys.platform == "win32":
+        return find_library("nvcuda") is not None
+    return any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+
+
+def torch_device(name: str | None) -> Any:
+    """A torch device by its name; by default the first of cuda, mps, cpu that is there.
+
+    Raises:
+        InputError: it can't be used here.
+    """
+    import torch
+
+    if name is None:
+        own = os.environ.get("LOCAL_RANK")  # torchrun: each process has a GPU of its own
+        cuda = "cuda" if own is None else f"cuda:{int(own) % max(1, torch.cuda.device_count())}"
+        name = cuda if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"The device {name!r} can't be used here: {reason(error)}") from None
+    return device
+
+
+def load_network(folder: Path, device: str | None, precision: str) -> ImageGPTForCausalImageModeling:
+    """A folder's network for inference in torch."""
+    import torch
+
+    from imagegpt.model.loading import load_generative
+
+    dtype = getattr(torch, TORCH_DTYPES.get(precision, "float32"))
+    return load_generative(folder, dtype, torch_device(device))
+
+
+def open_onnx(folder: Path, spec: ModelSpec, precision: Precision) -> OnnxBackend:
+    """A folder's onnxruntime backend; while one is in use, others of the same checkpoint are the same."""
+    from imagegpt.engine.onnx_backend import OnnxBackend
+
+    fingerprint = checkpoint.fingerprint(folder)
+    backend = _sessions.get((fingerprint, precision))
+    if backend is None:
+        tensors = checkpoint.load_tensors(folder)
+        weights = _int8_weights(spec, tensors, fingerprint) if precision == "int8" else float_weights(tensors)
+        backend = _sessions[fingerprint, precision] = OnnxBackend(spec, weights)
+    return backend
+
+
+def _int8_weights(spec: ModelSpec, tensors: dict[str, NDArray[np.float32]], fingerprint: str) -> Weights:
+    """Weights in eight bits; the scales of the cache, which take a run of the network to find, are kept on disk."""
+    from imagegpt.engine.onnx_backend import calibrate
+
+    weights, folder = int8_weights(spec, tensors), cache_folder()
+    path = None if folder is None else folder / f"int8-{fingerprint}-{CALIBRATION}.npz"
+    scales = None if path is None else _read_scales(path, spec)
+    if scales is None:
+        scales = calibrate(spec, weights)
+        if path is not None:
+            with suppress(OSError, InputError):  # a full or read-only disk
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, lambda temporary: np.savez(temporary, **scales))  # pyright: ignore[reportArgumentType]
+    return weights | scales
+
+
+def _read_scales(path: Path, spec: ModelSpec) -> Weights | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {f"{name}.scale": file[f"{name}.scale"] for name in cache_names(spec)}
+    except (OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
+        return None  # there is none yet, or it is damaged: it is made again
