@@ -49,8 +49,8 @@ def measure(folder: str, rows: int, prompts: int, prompt: int, precision: Precis
     known_RT[:, prompt : prompt + STEPS] = False
     ids_RT = np.random.default_rng(0).integers(0, spec.num_colors, known_RT.shape)
     task = Task(ids_RT, known_RT, list(range(prompts)), rows // prompts)
-    for _, batch in task.batches(rows):
-        for _ in Decoding(backend, batch, Sampling()):
+    for part in task.parts(rows):
+        for _ in Decoding(backend, task.batch(part), Sampling()):
             pass
     number = 1 if precision == "int8" else 4
     predicted = weight_memory(spec, number) + decode_memory(spec, rows, prompts, prompt, number)

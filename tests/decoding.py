@@ -144,3 +144,8 @@ class TableBackend(FakeBackend):
             ids: float(np.prod([self.conditional(ids, t)[ids[t]] for t in range(len(ids)) if t not in known]))
             for ids in self.posterior(known)
         }
+
+
+def batches_of(task, rows):
+    """All parts of a task with their batches."""
+    return [(part, task.batch(part)) for part in task.parts(rows)]

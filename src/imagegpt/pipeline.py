@@ -359,9 +359,10 @@ class ImageGPT:
             return Result(grouped, ids_GT.copy(), job.seed, task.known_RT, log_probs, effective)
 
         rows = min(job.batch_size or backend.rows, backend.rows_that_fit(task.prompt))
-        done, total = 0, task.positions(rows)
-        for part, batch in task.batches(rows):
-            decoding = Decoding(backend, batch, job.sampling, job.process, job.log_probs)
+        parts = task.parts(rows)
+        done, total = 0, sum(task.positions(part) for part in parts)
+        for part in parts:
+            decoding = Decoding(backend, task.batch(part), job.sampling, job.process, job.log_probs)
 
             def take(part: slice = part, decoding: Decoding = decoding) -> None:
                 ids_GT[part] = decoding.ids()

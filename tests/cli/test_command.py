@@ -337,7 +337,7 @@ def test_particles_reach_the_model_and_are_told_of(place, model, mask, tiny_fold
 
 
 def test_without_particles_nothing_is_told_of_them(place, model, mask, capsys):
-    for arguments in (["--mask", mask], ["--particles", "4"]):
+    for arguments in (["--mask", mask], ["--mask", mask, "--particles", "1"]):
         assert main(["complete", "cat.png", *model, "--num", "1", *arguments, "--json"]) == 0
         assert "effective_particles" not in json.loads(capsys.readouterr().out)
         assert main(["complete", "cat.png", *model, "--num", "1", *arguments]) == 0
@@ -453,3 +453,9 @@ def test_the_console_script_exits_with_2(place):
 def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "imagegpt", "--version"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.strip()) == (0, f"imagegpt {__version__}")
+
+
+def test_particles_without_a_mask_are_refused(place, model, capsys):
+    assert main(["complete", "cat.png", *model, "--particles", "4"]) == 2
+    assert "--mask" in capsys.readouterr().err
+    assert not (place / "completions.png").exists()

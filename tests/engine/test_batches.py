@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decoding import TableBackend, UniformBackend, finish
+from decoding import TableBackend, UniformBackend, batches_of, finish
 from imagegpt.engine.batches import Task
 from imagegpt.engine.decode import Decoding
 from imagegpt.engine.warp import Sampling, uniforms
@@ -28,7 +28,7 @@ def task_of(prompt_RP, samples, seeds, length=T, **kwargs):
 def draw(backend, task, rows, sampling=None):
     """(G, T) ids of all samples, batch by batch."""
     ids_GT, log_probs_GT = np.full((2, task.total, task.ids_RT.shape[1]), -9.0)
-    for part, batch in task.batches(rows):
+    for part, batch in batches_of(task, rows):
         assert (ids_GT[part] == -9).all()
         decoding = finish(Decoding(backend, batch, sampling or Sampling(), with_log_probs=True))
         ids_GT[part], log_probs_GT[part] = decoding.ids(), decoding.log_probs()
@@ -101,9 +101,9 @@ def test_a_picture_gets_the_same_whatever_is_beside_it(rows, particles):
 @pytest.mark.parametrize("rows", [1, 3, 8, 50])
 def test_positions_are_those_that_a_run_steps_through(rows, particles):
     task, stepped = masked([0, 1, 2, 3], 2, particles), 0
-    for part, batch in task.batches(rows):
+    for part, batch in batches_of(task, rows):
         stepped += (part.stop - part.start) * sum(1 for _ in Decoding(TableBackend(3, 5), batch, Sampling()))
-    assert task.positions(rows) == stepped > 0
+    assert sum(task.positions(part) for part in task.parts(rows)) == stepped > 0
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ def test_positions_are_those_that_a_run_steps_through(rows, particles):
 )
 def test_a_batch_holds_whole_samples_and_at_least_one(rows, particles, sizes):
     task = Task(np.zeros((1, 4), int), np.zeros((1, 4), bool), [0], 5, 0, particles)
-    batches = list(task.batches(rows))
+    batches = batches_of(task, rows)
     assert [part.stop - part.start for part, _ in batches] == sizes
     assert [len(batch.rows_B) for _, batch in batches] == [size * particles for size in sizes]
     assert [batch.particles for _, batch in batches] == [particles] * len(sizes)
 
 
 def test_particles_have_numbers_of_their_own_and_the_first_those_of_the_sample():
-    [(_, batch)] = Task(np.zeros((1, T), int), np.zeros((1, T), bool), [6], 2, 0, 3).batches(6)
+    [(_, batch)] = batches_of(Task(np.zeros((1, T), int), np.zeros((1, T), bool), [6], 2, 0, 3), 6)
     assert batch.rows_B.tolist() == [0] * 6
     np.testing.assert_array_equal(batch.uniforms_BT[[0, 3]], [uniforms(6, 0, T), uniforms(6, 1, T)])
     streams = np.concatenate([batch.uniforms_BT, batch.resampling_GT])
@@ -127,7 +127,7 @@ def test_particles_have_numbers_of_their_own_and_the_first_those_of_the_sample()
 
 
 def test_one_particle_needs_no_numbers_to_choose():
-    [(_, batch)] = Task(np.zeros((1, T), int), np.zeros((1, T), bool), [6], 2).batches(6)
+    [(_, batch)] = batches_of(Task(np.zeros((1, T), int), np.zeros((1, T), bool), [6], 2), 6)
     assert batch.resampling_GT is None
 
 

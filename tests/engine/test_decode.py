@@ -155,7 +155,7 @@ def test_only_the_positions_that_matter_are_run(marks, particles, start, end):
     rows_B = np.arange(groups).repeat(particles)
     choosing = noise(range(groups), 1, 6) if particles > 1 else None
     batch = Batch(ids_RT, known_RT, rows_B, noise(range(len(rows_B)), 0, 6), particles, choosing)
-    assert (batch.start, batch.end) == (start, end)
+    assert batch.span == range(start, end)
     backend = TableBackend(3, 6)
     decoding = Decoding(backend, batch, Sampling())
     assert list(decoding) == list(range(start, end))

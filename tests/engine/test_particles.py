@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from decoding import TableBackend, finish, onnx_of
+from decoding import TableBackend, batches_of, finish, onnx_of
 from imagegpt.engine.batches import Task
 from imagegpt.engine.decode import Batch, Decoding
 from imagegpt.engine.particles import Particles
@@ -279,7 +279,7 @@ def test_a_picture_with_nothing_known_after_unknown_ids_is_drawn_as_without_part
     ids_RT, backend = np.array([[0, 2, 0, 0, 0], [1, 2, 0, 0, 0]]), TableBackend(K, T, 6, spread=2)
     ids = {}
     for particles in (1, 6):
-        [(_, batch)] = Task(ids_RT, known_RT, [3, 4], 8, 0, particles).batches(1000)
+        [(_, batch)] = batches_of(Task(ids_RT, known_RT, [3, 4], 8, 0, particles), 1000)
         decoding = finish(Decoding(backend, batch, Sampling()))
         ids[particles] = decoding.ids().reshape(2, 8, T)
     np.testing.assert_array_equal(ids[6][1], ids[1][1])
@@ -306,7 +306,7 @@ def test_states_after_resampling_are_those_of_the_ids(tiny_model, name):
     ids_RT, task_seeds = rng.integers(0, 16, (2, 64)), [5, 6]
     task = Task(ids_RT, known_RT, task_seeds, 2, 0, 6)
     backend, copied = make_backend(tiny_model, name), []
-    [(_, batch)] = task.batches(100)
+    [(_, batch)] = batches_of(task, 100)
     prefill = backend.prefill
 
     def listening(*args):
@@ -324,6 +324,6 @@ def test_states_after_resampling_are_those_of_the_ids(tiny_model, name):
         inputs = np.concatenate([np.full((4, 1), 16), ids_GT[:, :-1]], 1)
         logits = tiny_model(torch.from_numpy(inputs), use_cache=False).logits.log_softmax(-1).numpy()
     expected = np.take_along_axis(logits, ids_GT[:, :, None], 2)[:, :, 0]
-    assert np.isnan(log_probs_GT[:, : batch.start]).all()
-    np.testing.assert_allclose(log_probs_GT[:, batch.start :], expected[:, batch.start :], atol=1e-4)
+    assert np.isnan(log_probs_GT[:, : batch.span.start]).all()
+    np.testing.assert_allclose(log_probs_GT[:, batch.span.start :], expected[:, batch.span.start :], atol=1e-4)
     assert len(np.unique(ids_GT, axis=0)) == 4

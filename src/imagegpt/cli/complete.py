@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from imagegpt.cli.output import Output, PaintOptions, Whole, check_num, painting, report
 from imagegpt.codec.pictures import read_pictures
+from imagegpt.errors import InputError
 from imagegpt.sheet import completion_sheet, hide
 
 
@@ -40,8 +41,10 @@ def complete(
     options = options or PaintOptions()
     facts = {"command": "complete", "images": [Path(path).name for path in images], "num": num}
     facts |= {"keep": keep} if mask is None else {"mask": mask.name, "particles": particles}
-    output = Output(out, facts | {"model": options.model} | options.sampling())
+    output = Output(out, facts | options.facts())
     check_num(num)
+    if particles > 1 and mask is None:
+        raise InputError("--particles weighs what is painted by known pixels below it; without --mask there are none.")
     pictures = read_pictures(images)
     model = options.open()
     began = time.perf_counter()

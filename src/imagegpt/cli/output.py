@@ -75,6 +75,10 @@ class PaintOptions:
         """The model."""
         return ImageGPT.from_pretrained(self.model, device=self.device, precision=self.precision, backend=self.backend)
 
+    def facts(self) -> dict[str, Any]:
+        """What a picture's file says of how it was made."""
+        return {"model": self.model, "precision": self.precision, **self.sampling()}
+
     def sampling(self) -> dict[str, Any]:
         """What decides which pictures come out; arguments of `ImageGPT.complete` and `.sample`."""
         return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}

@@ -29,7 +29,7 @@ def sample(*, num: Whole = 16, out: str = "samples.png", options: PaintOptions |
         _sample_many(num, Path(out), options)
         return
     facts = {"command": "sample", "num": num}
-    output = Output(out, facts | {"model": options.model} | options.sampling())
+    output = Output(out, facts | options.facts())
     check_num(num)
     model = options.open()
     began = time.perf_counter()

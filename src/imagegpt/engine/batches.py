@@ -5,13 +5,12 @@ Shape suffixes: R pictures, T ids of a picture, B rows, G samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imagegpt.engine.decode import Batch
+from imagegpt.engine.decode import Batch, span
 from imagegpt.engine.warp import uniforms
 
 
@@ -43,20 +42,21 @@ class Task:
     @property
     def prompt(self) -> int:
         """How many first ids are known in all pictures."""
-        return int(np.logical_and.accumulate(self.known_RT.all(0)).sum())
+        return span(self.known_RT).start
 
-    def positions(self, rows: int) -> int:
-        """How many positions of samples the batches will step through in all."""
-        return sum((part.stop - part.start) * (batch.end - batch.start) for part, batch in self.batches(rows))
-
-    def batches(self, rows: int) -> Iterator[tuple[slice, Batch]]:
-        """The samples in turn, as many at once as `rows` rows hold, at least one; their numbers, and their batch."""
+    def parts(self, rows: int) -> list[slice]:
+        """The samples in turn, as many at once as `rows` rows hold, at least one."""
         size = max(1, rows // self.particles)
-        for start in range(0, self.total, size):
-            part = slice(start, min(start + size, self.total))
-            yield part, self._batch(np.arange(part.start, part.stop))
+        return [slice(start, min(start + size, self.total)) for start in range(0, self.total, size)]
 
-    def _batch(self, samples_G: NDArray[np.int64]) -> Batch:
+    def positions(self, part: slice) -> int:
+        """How many positions of samples a part steps through."""
+        pictures = np.unique(np.arange(part.start, part.stop) // self.samples)
+        return (part.stop - part.start) * len(span(self.known_RT[pictures], self.particles))
+
+    def batch(self, part: slice) -> Batch:
+        """The rows of a part, with their random numbers."""
+        samples_G = np.arange(part.start, part.stop)
         pictures, of_sample = np.unique(samples_G // self.samples, return_inverse=True)
         keys = [
             (self.seeds[sample // self.samples], self.first + sample % self.samples) for sample in samples_G.tolist()

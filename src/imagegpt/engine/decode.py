@@ -82,17 +82,21 @@ class Batch:
     resampling_GT: NDArray[np.float64] | None = None
 
     @property
-    def start(self) -> int:
-        """How many first ids are known in all pictures: their prompts' length."""
-        return int(np.logical_and.accumulate(self.known_RT.all(0)).sum())
+    def span(self) -> range:
+        """The positions that are run."""
+        return span(self.known_RT, self.particles)
 
-    @property
-    def end(self) -> int:
-        """The position behind the last that must be run: the last unknown id; with particles, the last of all."""
-        unknown = np.flatnonzero(~self.known_RT.all(0))
-        if not len(unknown):
-            return self.start
-        return self.known_RT.shape[1] if self.particles > 1 else int(unknown[-1]) + 1
+
+def span(known_RT: NDArray[np.bool_], particles: int = 1) -> range:
+    """The positions that must be run one by one: from the first that is unknown in a picture to the last.
+
+    What comes before is known in all pictures: their prompts. Particles are weighed by the known ids that follow, so
+    with several of them it is to the end of the picture.
+    """
+    known_T = np.all(known_RT, axis=0)
+    start = int(np.logical_and.accumulate(known_T).sum())
+    last = max(start, len(known_T) - int(np.logical_and.accumulate(known_T[::-1]).sum()))
+    return range(start, len(known_T) if particles > 1 and start < last else last)
 
 
 def prompt_groups(inputs_RP: NDArray[np.int64], rows_B: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
@@ -137,15 +141,15 @@ class Decoding:
 
     def __iter__(self) -> Iterator[int]:
         """Draw; each position is told after it was drawn."""
-        batch, start, end = self._batch, self._batch.start, self._batch.end
-        if start >= end:
+        batch, positions = self._batch, self._batch.span
+        if not positions:
             return
-        prompts, of_picture = np.unique(batch.ids_RT[:, :start], axis=0, return_inverse=True)
+        prompts, of_picture = np.unique(batch.ids_RT[:, : positions.start], axis=0, return_inverse=True)
         inputs_RP = with_sos(prompts, self._backend.spec.sos)
         rows = self._backend.prefill(inputs_RP, of_picture.reshape(-1)[batch.rows_B])
-        for position in range(start, end):
+        for position in positions:
             self._draw(rows, position)
-            if position + 1 < end:
+            if position + 1 < positions.stop:
                 rows.step(self._ids_BT[:, position])
             yield position
 
