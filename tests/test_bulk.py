@@ -306,7 +306,7 @@ def test_two_real_processes(place, tiny_folder, model):
     assert [path.name for path in place.iterdir()] == ["a.npz"]
 
 
-@pytest.mark.parametrize("how", ["--no-python -- imagegpt", "-m -- imagegpt"])
+@pytest.mark.parametrize("how", [f"--no-python -- {Path(sys.executable).with_name('imagegpt')}", "-m -- imagegpt"])
 def test_torchrun(place, tiny_folder, model, how):
     """The two dashes are needed: torchrun takes --num for an abbreviation of an option of its own."""
     done = subprocess.run(
