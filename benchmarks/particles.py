@@ -29,7 +29,12 @@ def masks(grid: tuple[int, int]) -> dict[str, np.ndarray]:
 
 
 def main(
-    *, data: str, pictures: int = 50, particles: tuple[int, ...] = (1, 4, 16, 32), precision: str = "fp32"
+    *,
+    data: str,
+    pictures: int = 50,
+    particles: tuple[int, ...] = (1, 4, 16, 32),
+    precision: str = "fp32",
+    only: str | None = None,
 ) -> None:
     """Complete the same pictures with more and more particles.
 
@@ -38,6 +43,7 @@ def main(
         pictures: the first so many.
         particles: numbers of them.
         precision: of the completions; they are scored in fp32.
+        only: the name of one mask.
     """
     model = ImageGPT.from_pretrained("nano", precision=precision)  # pyright: ignore[reportArgumentType]
     judge = ImageGPT.from_pretrained("nano")
@@ -45,9 +51,12 @@ def main(
     own = -nats_per_token(judge, judge.encode(files)) * judge.spec.n_positions
     results = []
     for name, mask in masks(model.grid).items():
+        if only not in (None, name):
+            continue
         for number in particles:
             began = time.perf_counter()
-            result = model.complete(files, mask=mask, particles=number, seed=0)
+            # A seed of its own for each: with one, an upper half that nothing is known of would be the same for all.
+            result = model.complete(files, mask=mask, particles=number, seed=list(range(len(files))))
             seconds = time.perf_counter() - began
             whole = -nats_per_token(judge, result.ids) * judge.spec.n_positions
             record = {"mask": name, "particles": number, "nats": round(whole.mean(), 1)}
