@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import re
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImag
 
 from imagegpt.config import ImageGPTConfig
 from imagegpt.engine.cost import forward_flops
+from imagegpt.engine.machine import seconds
 from imagegpt.model.heads import ImageGPTForCausalImageModeling
 
 Side = Literal["imagegpt", "transformers"]
@@ -45,8 +45,8 @@ def build(side: Side, size: str, dropout: float) -> Any:
 def matmul_rate(rows: int, width: int) -> float:
     """FLOP/s of one float32 product of the MLP's shape, all threads."""
     left, right = torch.rand(rows, width), torch.rand(width, 4 * width)
-    seconds = min(_seconds(lambda: left @ right) for _ in range(20))
-    return 2 * rows * width * 4 * width / seconds
+    fastest = min(seconds(lambda: left @ right) for _ in range(20))
+    return 2 * rows * width * 4 * width / fastest
 
 
 def step_memory(side: Side, size: str, batch: int, dropout: float, queue: Any) -> None:
@@ -142,14 +142,8 @@ def _alternate(runs: Runs, repeats: int) -> dict[Side, float]:
     times: dict[Side, list[float]] = {side: [] for side in runs}
     for _ in range(repeats + 1):
         for side, run in runs.items():
-            times[side].append(_seconds(run))
+            times[side].append(seconds(run))
     return {side: statistics.median(values[1:]) for side, values in times.items()}
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

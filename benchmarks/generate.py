@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
@@ -26,7 +25,7 @@ import numpy as np
 
 from imagegpt.engine.cost import step_bytes
 from imagegpt.engine.decode import Backend, Batch, Decoding
-from imagegpt.engine.machine import bandwidth
+from imagegpt.engine.machine import bandwidth, seconds
 from imagegpt.engine.warp import Sampling
 from imagegpt.spec import SIZES
 
@@ -169,14 +168,8 @@ def _ours(backend: Backend, prompt: np.ndarray, batch: int) -> Run:
 
 def _per_step(run: Run, start: int, steps: int) -> float:
     """Seconds a step; the prompt's own time is taken off by a run of one step."""
-    first = _seconds(lambda: run(start, 1))
-    return (_seconds(lambda: run(start, steps)) - first) / (steps - 1)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+    first = seconds(lambda: run(start, 1))
+    return (seconds(lambda: run(start, steps)) - first) / (steps - 1)
 
 
 if __name__ == "__main__":

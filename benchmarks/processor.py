@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import json
 import statistics
-import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +26,7 @@ from imagegpt.checkpoint import find_model
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.preprocessor_file import load_preprocessor
 from imagegpt.codec.processor import ImageGPTImageProcessor
+from imagegpt.engine.machine import seconds
 
 PEER_MOST = 64  # pictures that the peer gets at once: it then holds 770 MiB of distances
 
@@ -85,8 +85,8 @@ def _compare(
     """Pictures/s of both, run in turn; the first round warms up."""
     rates: dict[str, list[float]] = {"imagegpt": [], "transformers": []}
     for _ in range(repeats + 1):
-        rates["imagegpt"].append(count / _seconds(ours))
-        rates["transformers"].append(peer_count / _seconds(peer))
+        rates["imagegpt"].append(count / seconds(ours))
+        rates["transformers"].append(peer_count / seconds(peer))
     medians = {side: statistics.median(values[1:]) for side, values in rates.items()}
     ratio = medians["imagegpt"] / medians["transformers"]
     return {side: round(value, 1) for side, value in medians.items()} | {"ratio": round(ratio, 1)}
@@ -98,12 +98,6 @@ def _peak_mib(codec: PaletteCodec, pictures: np.ndarray) -> float:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return round((peak - ids.nbytes) / 2**20, 1)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

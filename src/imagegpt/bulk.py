@@ -23,7 +23,7 @@ from imagegpt import __version__, checkpoint
 from imagegpt.engine.warp import Sampling
 from imagegpt.errors import InputError, reason
 from imagegpt.files import write_text, write_whole
-from imagegpt.pipeline import ImageGPT, Progress, seeds_for
+from imagegpt.pipeline import ImageGPT, Progress, check_count, seeds_for
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -136,9 +136,9 @@ class Bulk:
         filters = {name: value for name, value in self.options.items() if name != "seed"}
         Sampling(**filters)
         seeds_for(self.options.get("seed"), 1)
-        for name, value in (("num", self.num), ("batch_size", self.batch_size)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}.")
+        check_count("num", self.num)
+        if self.batch_size is not None:
+            check_count("batch_size", self.batch_size)
 
     def _joined(self, facts: dict[str, Any]) -> bool:
         """Whether `out` is the result of this very run."""

@@ -274,7 +274,7 @@ class ImageGPT:
             ...         break
         """
         every = self.grid[1] if every is None else every
-        _check_count("every", every)
+        check_count("every", every)
         job = self._samples(**options) if images is None else self._completion(images, **options)
         return self._paint(job, every)
 
@@ -288,8 +288,8 @@ class ImageGPT:
         **options: Any,
     ) -> Job:
         given = prompt_length(keep, self.spec.n_positions)
-        _check_count("num_samples", num_samples)
-        _check_count("particles", particles)
+        check_count("num_samples", num_samples)
+        check_count("particles", particles)
         pictures = read_pictures(images)
         if mask is None:
             known_RT = np.zeros((len(pictures), self.spec.n_positions), bool)
@@ -300,7 +300,7 @@ class ImageGPT:
         return self._job(self._encode(pictures), known_RT, num_samples, 0, particles, **options)
 
     def _samples(self, n: int = 1, first: int = 0, **options: Any) -> Job:
-        _check_count("n", n)
+        check_count("n", n)
         if first < 0:
             raise InputError(f"first must be at least 0, not {first}.")
         nothing = np.zeros((1, self.spec.n_positions), np.int64)
@@ -330,7 +330,7 @@ class ImageGPT:
     ) -> Job:
         sampling = Sampling(temperature, top_k, top_p, min_p)
         if batch_size is not None:
-            _check_count("batch_size", batch_size)
+            check_count("batch_size", batch_size)
         seeds = seeds_for(seed, len(ids_RT))
         task = Task(ids_RT, known_RT, seeds, samples, first, particles)
         process = None if logits_processor is None else self._process(logits_processor)
@@ -355,7 +355,8 @@ class ImageGPT:
         def result() -> Result:
             images = self.decode(ids_GT)
             grouped = [images[start : start + task.samples] for start in range(0, len(images), task.samples)]
-            log_probs, effective = (None if array is None else array.copy() for array in (log_probs_GT, effective_G))
+            log_probs = None if log_probs_GT is None else np.where(known_GT, np.nan, log_probs_GT)
+            effective = None if effective_G is None else effective_G.copy()
             return Result(grouped, ids_GT.copy(), job.seed, task.known_RT, log_probs, effective)
 
         rows = min(job.batch_size or backend.rows, backend.rows_that_fit(task.prompt))
@@ -366,11 +367,9 @@ class ImageGPT:
 
             def take(part: slice = part, decoding: Decoding = decoding) -> None:
                 ids_GT[part] = decoding.ids()
-                drawn, effective = decoding.log_probs(), decoding.effective()
-                if log_probs_GT is not None and drawn is not None:
-                    log_probs_GT[part] = np.where(known_GT[part], np.nan, drawn)
-                if effective_G is not None and effective is not None:
-                    effective_G[part] = effective
+                for mine, theirs in ((log_probs_GT, decoding.log_probs()), (effective_G, decoding.effective())):
+                    if mine is not None and theirs is not None:
+                        mine[part] = theirs
 
             for position in decoding:
                 done += part.stop - part.start
@@ -401,6 +400,7 @@ def seeds_for(seed: int | Sequence[int] | None, pictures: int) -> list[int]:
     return seeds
 
 
-def _check_count(name: str, value: int) -> None:
+def check_count(name: str, value: int) -> None:
+    """Refuse a number below 1."""
     if value < 1:
         raise InputError(f"{name} must be at least 1, not {value}.")

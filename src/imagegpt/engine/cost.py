@@ -67,6 +67,12 @@ def weight_memory(spec: ModelSpec, bytes_per_number: float = 4) -> int:
     return int(4 * embeddings + bytes_per_number * weight_numbers(spec))
 
 
+def rows_that_fit(spec: ModelSpec, prompt: int, bytes_per_cached: float, memory: int) -> int:
+    """How many rows, each with a prompt of its own of so many ids, so much memory has room for; at least one."""
+    one, two = (decode_memory(spec, rows, rows, prompt, bytes_per_cached) for rows in (1, 2))
+    return max(1, int((memory - one) / (two - one)) + 1)
+
+
 def decode_memory(spec: ModelSpec, rows: int, prompts: int, prompt: int, bytes_per_cached: float) -> int:
     """Bytes that decoding needs at most beside the weights: the cache of all positions, and the run of the prompts.
 

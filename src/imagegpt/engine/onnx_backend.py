@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from imagegpt.engine.cost import decode_memory
+from imagegpt.engine.cost import rows_that_fit
 from imagegpt.engine.decode import prompt_groups
 from imagegpt.engine.machine import free_memory
 from imagegpt.engine.onnx_graph import build_graph
@@ -33,7 +33,7 @@ class OnnxBackend:
         weights: see `imagegpt.engine.onnx_weights`: float32, or int8 for the products, or for the cache too.
 
     Raises:
-        InputError: the model has an activation that onnxruntime lacks.
+        InputError: the model has an activation, or a width of heads, that onnxruntime lacks.
     """
 
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:
@@ -60,8 +60,7 @@ class OnnxBackend:
 
     def rows_that_fit(self, prompt: int) -> int:
         """How many rows with a prompt of so many ids the free memory has room for, at least one."""
-        one, two = (decode_memory(self.spec, rows, rows, prompt, self.cache_dtype.itemsize) for rows in (1, 2))
-        return max(1, int((free_memory() - one) / (two - one)) + 1)
+        return rows_that_fit(self.spec, prompt, self.cache_dtype.itemsize, free_memory())
 
 
 class OnnxRows:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from imagegpt.spec import ModelSpec
 
-BLOCK = 256  # the most that MatMulNBits has; 128 costs a tenth more time at 8 rows and saves 0.01 % nats/token
+BLOCK = 256  # the most that MatMulNBits has; 128 would save 0.01 % nats/token (docs/log.md)
 Weights = dict[str, NDArray[Any]]
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import LogitsProcessorList
 
-from imagegpt.engine.cost import decode_memory
+from imagegpt.engine.cost import rows_that_fit
 from imagegpt.engine.decode import Process, prompt_groups
 from imagegpt.engine.machine import free_memory
 from imagegpt.engine.torch_cache import FixedCache, StaticCache
@@ -84,8 +84,7 @@ class TorchBackend:
 
     def rows_that_fit(self, prompt: int) -> int:
         """How many rows with a prompt of so many ids the device's free memory has room for, at least one."""
-        one, two = (decode_memory(self.spec, rows, rows, prompt, self.weight.element_size()) for rows in (1, 2))
-        return max(1, int((free_memory(self.device) - one) / (two - one)) + 1)
+        return rows_that_fit(self.spec, prompt, self.weight.element_size(), free_memory(self.device))
 
     def take_state(self, rows: int) -> _FixedState:
         """The buffers of fixed steps, with the graphs that were captured over them: used ones, or new ones."""
