@@ -7,7 +7,6 @@ Every id is scored step by step, through the cache, as it is when sampling. Prin
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import cyclopts
@@ -43,7 +42,7 @@ def main(*, data: str, pictures: int = 256, model: str = "nano") -> None:
         model: as the command has it.
     """
     exact, quantized = (ImageGPT.from_pretrained(model, precision=precision) for precision in ("fp32", "int8"))
-    ids_RT = exact.encode([record.picture for record in itertools.islice(open_source(data), pictures)])
+    ids_RT = exact.encode([record.picture for record in open_source(data, limit=pictures)])
     fp32, int8 = (nats_per_token(each, ids_RT) for each in (exact, quantized))
     record = {
         "benchmark": "int8",

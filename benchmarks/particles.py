@@ -9,7 +9,6 @@ line last.
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import time
@@ -47,7 +46,7 @@ def main(
     """
     model = ImageGPT.from_pretrained("nano", precision=precision)  # pyright: ignore[reportArgumentType]
     judge = ImageGPT.from_pretrained("nano")
-    files = [record.picture for record in itertools.islice(open_source(data), pictures)]
+    files = [record.picture for record in open_source(data, limit=pictures)]
     own = -nats_per_token(judge, judge.encode(files)) * judge.spec.n_positions
     results = []
     for name, mask in masks(model.grid).items():

@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import os
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -261,14 +262,40 @@ def _open(file: Path | io.BytesIO, name: str, how: Reading) -> Image.Image:
         return _to_rgb(image, name, how)
 
 
+class _Filters:
+    """What becomes of PIL's warnings while pictures are read, by as many threads as may be.
+
+    Filters belong to the process: threads that each set and restored them would leave ours behind for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._readers, self._set = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._readers += 1
+            if self._readers == 1:
+                self._set = warnings.catch_warnings()
+                self._set.__enter__()
+                warnings.filterwarnings("ignore", module="PIL")  # of damage that PIL can read past
+                # A small picture may hold a large one, as icons do: what PIL warns of is above our limit already.
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._readers == 0:
+                self._set.__exit__(None, None, None)
+
+
+FILTERS = _Filters()
+
+
 @contextmanager
 def _damage_told(name: str) -> Iterator[None]:
     """Turn what PIL raises into one sentence about the picture."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # of damage that PIL can read past
-            # A small picture may hold a large one, as icons do: what PIL warns of is above our limit already.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with FILTERS:
             yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(TOO_LARGE.format(name)) from None

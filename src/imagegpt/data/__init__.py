@@ -1,1 +1,1 @@
-"""Sources of pictures -> records, for every verb that takes DATA."""
+"""Sources of pictures or ids -> records and batches of ids, for every verb that takes DATA."""

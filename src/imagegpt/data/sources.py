@@ -1,217 +1,102 @@
-"""DATA: where many pictures come from, as one notion for the whole command line.
-
-* a folder: every picture in it and below; where its pictures lie in subfolders, these are the classes;
-* a parquet file in Hugging Face's layout (a column `image` of {bytes, path}, perhaps `label`), or a folder of such
-  files, `DATA:split` for those whose names begin with the split;
-* one picture file.
-"""
+"""DATA: where many pictures come from, as one notion for the whole command line. docs/data.md lists what it may be."""
 
 from __future__ import annotations
 
-import json
+import glob
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
+from imagegpt.data.arrays import open_arrays
+from imagegpt.data.folders import is_picture_name, open_files, open_pictures
+from imagegpt.data.hf import SAVED, SPLITS, open_hub, open_saved, saved_splits, the_only
+from imagegpt.data.parquet import open_parquet
+from imagegpt.data.records import Source
+from imagegpt.data.shards import expand_braces, open_shards
+from imagegpt.data.tokens import IDS, open_tokens
+from imagegpt.errors import InputError, check_count
 
-from imagegpt.codec.pictures import OnError, Picture, read_picture
-from imagegpt.errors import InputError, MissingExtra, reason
-
-BATCH = 256  # rows of a parquet file that are held at once
-
-
-@dataclass(frozen=True)
-class Record:
-    """One entry of a source, not yet read.
-
-    Args:
-        name: says which one it is, in messages.
-        picture: a path or the bytes of a file.
-        label: number of its class, if it has one.
-    """
-
-    name: str
-    picture: Picture
-    label: int | None = None
+# Files that hold many records, by their ending; a folder of several, or those whose names begin with a split, is one.
+TABLES: dict[str, Callable[[list[Path], str, str | None], Source]] = {".parquet": open_parquet, ".tar": open_shards}
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 
 
-@dataclass(frozen=True)
-class Source:
-    """Many pictures, in an order that stays.
-
-    Args:
-        path: where they are.
-        length: how many.
-        records: makes an iterator over all of them.
-        classes: names of the classes, by label; empty where there are none.
-    """
-
-    path: str
-    length: int
-    records: Callable[[], Iterator[Record]]
-    classes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Record]:
-        return self.records()
-
-
-@dataclass
-class Skipped:
-    """Records that could not be read, with `on_error="skip"`.
-
-    Args:
-        reasons: a sentence for each, in order.
-    """
-
-    reasons: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.reasons)
-
-
-def open_source(data: str | Path) -> Source:
+def open_source(data: str | Path, label_column: str | None = None, limit: int | None = None) -> Source:
     """Find out what DATA is.
 
     Args:
-        data: a path, and perhaps `:split` behind it.
+        data: a path, a pattern of shards or a name on the Hugging Face Hub, and perhaps `:split` behind it.
+        label_column: what the labels are called, where there are several columns, arrays or keys.
+        limit: take the first so many records.
 
     Raises:
-        InputError: nothing is there, or nothing that holds pictures.
-        MissingExtra: a parquet file without pyarrow (extra "data").
+        InputError: nothing is there, or nothing that holds pictures or ids; it is damaged, or has no such column.
+        MissingExtra: a parquet file or a data set of Hugging Face's without the extra "data".
     """
-    path, split = _path_and_split(str(data))
-    if path.is_file():
-        return _parquet([path], str(data)) if path.suffix == ".parquet" else _files([path], str(data))
-    tables = sorted(path.glob(f"{split}*.parquet" if split else "*.parquet"))
-    if tables:
-        return _parquet(tables, str(data))
-    if split:
-        path = path / split
-        if not path.is_dir():
-            raise InputError(f"{data}: {path.parent} has neither {split}*.parquet nor a folder {split}.")
-    return _folder(path, str(data))
+    if limit is not None:
+        check_count("limit", limit)
+    source = _open(str(data), label_column)
+    if not len(source):
+        raise InputError(f"{data} holds no pictures: it has no rows.")
+    return source if limit is None else replace(source, length=min(limit, source.length))
 
 
-def read_records(source: Source, on_error: OnError = "raise") -> Iterator[tuple[Record, Image.Image | str]]:
-    """Read a source's pictures one after another.
-
-    Args:
-        source: what to read.
-        on_error: "raise" stops at the first bad picture; "skip" gives its reason in the picture's place.
-
-    Yields:
-        The record, and an RGB image, or, with "skip", the sentence that says why there is none.
-
-    Raises:
-        InputError: a bad picture, named, with "raise".
-    """
-    for record in source:
-        try:
-            yield record, read_picture(record.picture)
-        except InputError as error:
-            told = str(error) if record.name in str(error) else f"{record.name}: {error}"
-            if on_error == "raise":
-                raise InputError(told) from None
-            yield record, told
-
-
-def _path_and_split(data: str) -> tuple[Path, str]:
-    if os.path.exists(data):
-        return Path(data), ""
-    path, _, split = data.rpartition(":")
-    if path and split and os.path.exists(path):
-        return Path(path), split
+def _open(data: str, label_column: str | None) -> Source:
+    path, split = _path_and_split(data)
+    if os.path.isdir(path):
+        return _open_folder(Path(path), split, data, label_column)
+    if os.path.exists(path):
+        return _open_file(Path(path), split, data, label_column)
+    if shards := expand_braces(data):
+        return open_shards(shards, data, label_column)
+    if _is_hub_name(path):
+        return open_hub(path, split, data, label_column)
     raise InputError(f"{data}: there is no such file or folder.")
 
 
-def _folder(path: Path, name: str) -> Source:
-    Image.init()
-    files = sorted(
-        Path(folder) / file
-        for folder, _, names in os.walk(path)
-        for file in names
-        if os.path.splitext(file)[1].lower() in Image.EXTENSION
-    )
-    if not files:
-        raise InputError(f"{name} holds no pictures: no file with a picture's ending, and no .parquet file.")
-    parents = {file.relative_to(path).parts[0] for file in files if file.parent != path}
-    below = all(file.parent != path for file in files)
-    return _files(files, name, tuple(sorted(parents)) if below else (), path)
+def _path_and_split(data: str) -> tuple[str, str]:
+    if os.path.exists(data):
+        return data, ""
+    path, _, split = data.rpartition(":")
+    known = path and split and (os.path.exists(path) or _is_hub_name(path))
+    return (path, split) if known else (data, "")
 
 
-def _files(files: list[Path], name: str, classes: tuple[str, ...] = (), root: Path | None = None) -> Source:
-    def records() -> Iterator[Record]:
-        for file in files:
-            label = classes.index(file.relative_to(root).parts[0]) if classes and root else None
-            yield Record(str(file), file, label)
-
-    return Source(name, len(files), records, classes)
+def _is_hub_name(text: str) -> bool:
+    """Whether it has the form of one, and is no path of a file that is not there."""
+    is_file = is_picture_name(text) or text.endswith((*TABLES, ".npz"))
+    return bool(HUB_NAME.fullmatch(text)) and not is_file
 
 
-def _parquet(paths: list[Path], name: str) -> Source:
-    files = [_open_parquet(path) for path in paths]
-    wanted = ["image", "label"] if "label" in files[0].schema_arrow.names else ["image"]
-    for path, file in zip(paths, files, strict=True):
-        columns = file.schema_arrow.names
-        for column in wanted:
-            if column not in columns:
-                raise InputError(f"{path} has no column {column}; it has {', '.join(columns)}.")
-
-    def records() -> Iterator[Record]:
-        number = 0
-        for path in paths:
-            for row in _rows(path, wanted):
-                yield Record(f"{name}, row {number}", _cell(row["image"]), row.get("label"))
-                number += 1
-
-    return Source(name, sum(file.metadata.num_rows for file in files), records, _class_names(files[0]))
+def _open_file(path: Path, split: str, data: str, label_column: str | None) -> Source:
+    if path.suffix == ".npz":
+        return open_arrays(path, split, data, label_column)
+    if split:
+        raise InputError(f"{data}: {path} is one file and has no splits; give it without :{split}.")
+    if path.suffix in TABLES:
+        return TABLES[path.suffix]([path], data, label_column)
+    _refuse_column(label_column, data)
+    return open_files([path], data)
 
 
-def _open_parquet(path: Path) -> Any:
-    try:
-        from pyarrow.parquet import ParquetFile  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as error:
-        raise MissingExtra("Reading parquet files", "pyarrow", "data") from error
-    with _damage_told(path):
-        return ParquetFile(path)
+def _open_folder(path: Path, split: str, data: str, label_column: str | None) -> Source:
+    if not split and (path / SAVED).exists():
+        return open_saved(path, data, label_column)
+    for ending, open_table in TABLES.items():
+        if found := sorted(path.glob(f"{glob.escape(split)}*{ending}")):
+            return open_table(found, data, label_column)
+    if not split and (path / SPLITS).exists():
+        split = the_only(saved_splits(path), data)
+    if split:
+        if not (path / split).is_dir():
+            raise InputError(f"{data}: {path} has neither {split}*.parquet nor {split}*.tar nor a folder {split}.")
+        return _open_folder(path / split, "", data, label_column)
+    _refuse_column(label_column, data)
+    return open_tokens(path, data) if (path / IDS).exists() else open_pictures(path, data)
 
 
-def _rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    batches = _open_parquet(path).iter_batches(BATCH, columns=columns)
-    while True:
-        with _damage_told(path):  # around the reading alone: not around what is done with a row
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield from batch.to_pylist()
-
-
-@contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-        raise InputError(f"{path} can't be read as parquet: {reason(error)}") from None
-
-
-def _cell(cell: Any) -> Any:
-    """The bytes of a cell, or the path that it names."""
-    if isinstance(cell, dict):
-        return cell.get("bytes") or cell.get("path") or b""
-    return cell or b""
-
-
-def _class_names(file: Any) -> tuple[str, ...]:
-    """Names of the classes, which Hugging Face's writer keeps in the file's metadata."""
-    try:
-        features = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(features["label"]["names"])
-    except (KeyError, ValueError, TypeError):
-        return ()
+def _refuse_column(label_column: str | None, data: str) -> None:
+    if label_column is not None:
+        raise InputError(f"{data} has no columns, so there is none named {label_column}; leave the label column out.")

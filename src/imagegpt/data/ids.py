@@ -1,0 +1,150 @@
+"""DATA as batches of ids, which is what every verb that runs the model reads.
+
+Shape suffixes: B pictures, T ids of a picture, HW a picture's pixels, C colour channels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice, pairwise
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.pictures import Framing, OnError
+from imagegpt.data.records import Label, Record, Source, read_record
+from imagegpt.errors import InputError, check_count
+from imagegpt.sequence import flatten
+
+BATCH = 256
+THREADS = 8  # more wait for one another: half the work on a small picture holds Python's lock
+TASK = 16  # pictures that a thread reads before it asks for more: small ones take less time than asking
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Ids:
+    """A batch of a source, as the model takes it.
+
+    Args:
+        ids_BT: int64; no row where every picture was skipped.
+        labels: one for each row; `None` where the source has none.
+        numbers: (B,) int64, of the rows' records in the source.
+        skipped: a sentence for each record that could not be read, with `on_error="skip"`.
+    """
+
+    ids_BT: NDArray[np.int64]
+    labels: list[Label | None] | None
+    numbers: NDArray[np.int64]
+    skipped: list[str]
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.numbers)
+
+
+def read_ids(
+    source: Source,
+    codec: PaletteCodec,
+    framing: Framing,
+    on_error: OnError = "raise",
+    start: int = 0,
+    stop: int | None = None,
+    batch: int = BATCH,
+) -> Iterator[Ids]:
+    """Read a source as ids, batch by batch; pictures are read ahead by several threads.
+
+    Args:
+        source: pictures, or ids of the same codec and grid.
+        codec: makes ids of pixels.
+        framing: brings a picture onto the grid.
+        on_error: "raise" stops at the first bad picture; "skip" leaves it out and tells why.
+        start, stop: numbers of the first record and of the one after the last; default: all.
+        batch: records of a batch; the last one may have fewer.
+
+    Returns:
+        Batches in the order of the records, those with no row left included.
+
+    Raises:
+        InputError: ids of another codec, another grid or another palette's size; or, with "raise", a bad picture.
+    """
+    check_count("batch", batch)
+    if source.tokens:
+        _check_tokens(source, codec, framing)
+    parts = _batches(source.part(start, stop), batch)
+    if source.tokens:
+        return _stored(parts, source, codec, start)
+    return _encoded(parts, source, codec, framing, on_error, start)
+
+
+def _check_tokens(source: Source, codec: PaletteCodec, framing: Framing) -> None:
+    assert source.tokens
+    grid = framing.height, framing.width
+    if source.tokens.codec != codec.fingerprint:
+        raise InputError(
+            f"{source.path} holds ids of the codec {source.tokens.codec}; the model's is {codec.fingerprint}: make "
+            "them again with the model's palette, or choose the model that they were made for."
+        )
+    if source.tokens.grid != grid:
+        theirs, ours = (f"{height} x {width}" for height, width in (source.tokens.grid, grid))
+        raise InputError(f"{source.path} holds ids on a grid of {theirs}; the model's is {ours}: make them again.")
+
+
+def _stored(parts: Iterable[list[Record]], source: Source, codec: PaletteCodec, start: int) -> Iterator[Ids]:
+    for records in parts:
+        ids_BT = np.array([record.ids for record in records], np.int64)
+        if ids_BT.max() >= len(codec):
+            name = records[int((ids_BT >= len(codec)).any(1).argmax())].name
+            raise InputError(f"{name}: id {ids_BT.max()} is no colour of the palette of {len(codec)}; it is damaged.")
+        yield _ids(ids_BT, records, range(len(records)), source, start, [])
+        start += len(records)
+
+
+def _encoded(
+    parts: Iterable[list[Record]], source: Source, codec: PaletteCodec, framing: Framing, on_error: OnError, start: int
+) -> Iterator[Ids]:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS)) as pool:
+        begun = ((records, _begin(pool, records, framing, on_error)) for records in parts)
+        for records, tasks in _one_ahead(begun):
+            framed = [result for task in tasks for result in task.result()]
+            kept = [row for row, result in enumerate(framed) if not isinstance(result, str)]
+            skipped = [result for result in framed if isinstance(result, str)]
+            ids_BT = np.empty((0, framing.height * framing.width), np.int64)
+            if kept:
+                ids_BT = flatten(codec.encode(np.stack([framed[row] for row in kept])))
+            yield _ids(ids_BT, records, kept, source, start, skipped)
+            start += len(records)
+
+
+def _begin(
+    pool: ThreadPoolExecutor, records: list[Record], framing: Framing, on_error: OnError
+) -> list[Future[list[NDArray[np.uint8] | str]]]:
+    return [pool.submit(_frame, task, framing, on_error) for task in _batches(iter(records), TASK)]
+
+
+def _frame(records: list[Record], framing: Framing, on_error: OnError) -> list[NDArray[np.uint8] | str]:
+    """Each picture on the grid, or the sentence that says why it can't be read."""
+    images = (read_record(record, on_error) for record in records)
+    return [image if isinstance(image, str) else framing.apply(image) for image in images]
+
+
+def _ids(
+    ids_BT: NDArray[Any], records: list[Record], kept: Iterable[int], source: Source, start: int, skipped: list[str]
+) -> Ids:
+    kept = list(kept)
+    labels = [records[row].label for row in kept] if source.labelled else None
+    return Ids(ids_BT, labels, start + np.array(kept, np.int64), skipped)
+
+
+def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    return iter(lambda: list(islice(items, size)), [])
+
+
+def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Each item, once the next one is made."""
+    return (item for item, _ in pairwise(chain(items, [None])) if item is not None)

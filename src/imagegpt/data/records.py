@@ -1,0 +1,170 @@
+"""Sources and their records: what every kind of DATA becomes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imagegpt.codec.pictures import OnError, Picture, read_picture
+from imagegpt.errors import InputError
+
+Label: TypeAlias = "int | float | Sequence[Any]"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One entry of a source, its picture not yet read.
+
+    Args:
+        name: says which one it is, in messages.
+        picture: a path, the bytes of a file, or an array.
+        label: number of its class, or what else it is labelled with.
+        ids: (T,), in the place of a picture.
+    """
+
+    name: str
+    picture: Picture | None = None
+    label: Label | None = None
+    ids: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What made the ids of a source that holds ids.
+
+    Args:
+        codec: its fingerprint.
+        grid: (height, width) of ids.
+    """
+
+    codec: str
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Many pictures, or the ids of many, in an order that stays.
+
+    Args:
+        path: where they are, as it was given.
+        length: how many.
+        records: makes an iterator over those from a start to a stop, which begins without reading what is before.
+        labelled: whether its records have labels.
+        classes: names of the classes, by label; empty where there are none.
+        tokens: what made the ids; `None` where there are pictures.
+    """
+
+    path: str
+    length: int
+    records: Callable[[int, int], Iterator[Record]]
+    labelled: bool = False
+    classes: tuple[str, ...] = ()
+    tokens: Tokens | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Record]:
+        return self.part()
+
+    def part(self, start: int = 0, stop: int | None = None) -> Iterator[Record]:
+        """The records from number `start` to before `stop`, or to the end.
+
+        Raises:
+            InputError: `start` is below 0.
+        """
+        if start < 0:
+            raise InputError(f"start must be at least 0, not {start}.")
+        stop = self.length if stop is None else min(stop, self.length)
+        return self.records(start, stop) if start < stop else iter(())
+
+    def fingerprint(self) -> str:
+        """A hex digest of the content: of labels, names of classes, and bytes of pictures or ids, in their order.
+
+        It reads everything, and depends neither on where the data lies nor on which kind of DATA holds it.
+        """
+        digest = hashlib.sha256()
+        made_by = [self.tokens.codec, *self.tokens.grid] if self.tokens else None
+        _add(digest, json.dumps([self.length, self.classes, made_by]).encode())
+        for record in self:
+            _add(digest, repr(record.label).encode())
+            _add(digest, _content(record))
+        return digest.hexdigest()[:16]
+
+
+def read_records(
+    source: Source, on_error: OnError = "raise", start: int = 0, stop: int | None = None
+) -> Iterator[tuple[Record, Image.Image | str]]:
+    """Read a source's pictures one after another.
+
+    Args:
+        source: what to read.
+        on_error: "raise" stops at the first bad picture; "skip" gives its reason in the picture's place.
+        start, stop: numbers of the first record and of the one after the last; default: all.
+
+    Returns:
+        Of each record an RGB image, or, with "skip", the sentence that says why there is none.
+
+    Raises:
+        InputError: the source holds ids; or, with "raise", a bad picture, named.
+    """
+    if source.tokens:
+        raise InputError(f"{source.path} holds ids, not pictures; give the pictures that they were made from.")
+    return ((record, read_record(record, on_error)) for record in source.part(start, stop))
+
+
+def read_record(record: Record, on_error: OnError = "raise") -> Image.Image | str:
+    """A record's picture in RGB; see `read_records`."""
+    try:
+        return read_picture(record.picture)
+    except InputError as error:
+        told = str(error) if record.name in str(error) else f"{record.name}: {error}"
+        if on_error == "raise":
+            raise InputError(told) from None
+        return told
+
+
+def spans(lengths: Iterable[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Where the records from `start` to `stop` lie in files that follow one another.
+
+    Args:
+        lengths: how many records each file has.
+        start, stop: numbers among all records.
+
+    Yields:
+        Number of a file, and the first record and the one after the last within it.
+    """
+    before = 0
+    for number, length in enumerate(lengths):
+        first, last = max(start - before, 0), min(stop - before, length)
+        if first < last:
+            yield number, first, last
+        before += length
+
+
+def _add(digest: Any, part: bytes) -> None:
+    digest.update(len(part).to_bytes(8, "little"))  # so that no two lists of parts are the same bytes
+    digest.update(part)
+
+
+def _content(record: Record) -> bytes:
+    held = record.picture if record.ids is None else record.ids
+    if isinstance(held, (str, os.PathLike)):
+        # A file that can't be read is one without content: whoever reads the picture says so.
+        with suppress(OSError):
+            return Path(held).read_bytes() if Path(held).is_file() else b""
+        return b""
+    if isinstance(held, bytes):
+        return held
+    array = np.asarray(held)
+    return f"{array.dtype.str} {array.shape} ".encode() + array.tobytes()

@@ -1,0 +1,112 @@
+"""Tokenised folders: what they hold, and that their files must agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from imagegpt.data.records import Tokens
+from imagegpt.data.sources import open_source
+from imagegpt.errors import InputError
+from making import CLASSES, ids_of, put, tokenise
+
+IDS = ids_of([5, 7, 9])
+
+
+def test_a_tokenised_folder_has_ids_labels_and_says_what_made_them(tmp_path):
+    source = open_source(tokenise(tmp_path, IDS, [1, 0, 1]))
+    assert source.tokens == Tokens("0123456789abcdef", (2, 3))
+    assert (len(source), source.classes, source.labelled) == (3, CLASSES, True)
+    assert [record.label for record in source] == [1, 0, 1]
+    np.testing.assert_array_equal([record.ids for record in source], IDS)
+    assert {record.picture for record in source} == {None}
+
+
+def test_labels_and_names_of_classes_may_be_missing(tmp_path):
+    for classes in ([], None):
+        source = open_source(tokenise(tmp_path, IDS, classes=classes))
+        assert (source.classes, source.labelled, [record.label for record in source]) == ((), False, [None] * 3)
+
+
+@pytest.mark.parametrize("labels", [[0.5, 1.5, 2.5], [[0, 1], [1, 1], [0, 0]]], ids=str)
+def test_labels_may_be_other_numbers(tmp_path, labels):
+    assert [record.label for record in open_source(tokenise(tmp_path, IDS, labels))] == labels
+
+
+def test_ids_are_mapped_and_not_read(tmp_path):
+    source = open_source(tokenise(tmp_path, IDS))
+    with (tmp_path / "ids.npy").open("rb+") as file:  # in place: the map sees it
+        file.seek(-2, 2)
+        file.write(b"\x37\x00")
+    assert [record.ids[-1] for record in source if record.ids is not None] == [4, 4, 0x37]
+
+
+@pytest.mark.parametrize(
+    ("meta", "told"),
+    [
+        ({"count": 2}, r"ids\.npy holds uint16 \(3, 6\); by meta\.json it should be uint16 \(2, 6\)"),
+        ({"grid": [2, 2]}, r"ids\.npy holds uint16 \(3, 6\); by meta\.json it should be uint16 \(3, 4\)"),
+        ({"grid": [6]}, r"meta\.json can't be used"),
+        ({"grid": 6}, r"meta\.json can't be used"),
+        ({"grid": ["2", "3"]}, r"meta\.json can't be used: grid and count must be whole numbers"),
+        ({"grid": [-2, -3]}, r"meta\.json can't be used: grid and count must be whole numbers"),
+        ({"grid": [2.0, 3.0]}, r"meta\.json can't be used: grid and count must be whole numbers"),
+        ({"count": True}, r"meta\.json can't be used: grid and count must be whole numbers"),
+        ({"count": "3"}, r"meta\.json can't be used: grid and count must be whole numbers"),
+        ({"codec": 3}, r"meta\.json can't be used: codec and classes must be texts"),
+        ({"classes": [1]}, r"meta\.json can't be used: codec and classes must be texts"),
+        ({"classes": 1}, r"meta\.json can't be used"),
+    ],
+    ids=str,
+)
+def test_a_description_that_lies_is_refused(tmp_path, meta, told):
+    with pytest.raises(InputError, match=told) as error:
+        open_source(tokenise(tmp_path, IDS, **meta))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"3", b"\xff", b"null"])
+def test_a_damaged_description_is_named(tmp_path, text):
+    tokenise(tmp_path, IDS)
+    put(tmp_path / "meta.json", text)
+    with pytest.raises(InputError, match=r"meta\.json can't be used: "):
+        open_source(tmp_path)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    for entry in ("codec", "grid", "count"):
+        tokenise(tmp_path, IDS)
+        text = (tmp_path / "meta.json").read_text().replace(f'"{entry}"', '"other"')
+        (tmp_path / "meta.json").write_text(text)
+        with pytest.raises(InputError, match=rf"meta\.json has no entry '{entry}'"):
+            open_source(tmp_path)
+    (tmp_path / "meta.json").unlink()
+    with pytest.raises(InputError, match=r"meta\.json"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("ids", [IDS.astype(np.int64), IDS.astype(np.int16), IDS[0], IDS.reshape(3, 2, 3)], ids=str)
+def test_other_ids_are_refused(tmp_path, ids):
+    with pytest.raises(InputError, match=r"ids\.npy holds .*; by meta\.json it should be uint16 \(3, 6\)"):
+        open_source(tokenise(tmp_path, ids, count=3))
+
+
+@pytest.mark.parametrize("labels", [[1, 2], [1, 2, 3, 4], 3, ["a", "b", "c"], np.zeros((3, 2, 2))], ids=str)
+def test_other_labels_are_refused(tmp_path, labels):
+    with pytest.raises(InputError, match=r"labels\.npy holds .*; it should have 3 numbers"):
+        open_source(tokenise(tmp_path, IDS, labels))
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "labels.npy"])
+@pytest.mark.parametrize("length", [0, 5, 60, 130])
+def test_a_file_that_is_cut_off_is_named(tmp_path, name, length):
+    path = tokenise(tmp_path, IDS, [0, 1, 0]) / name
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(InputError, match=rf"{name[:-4]}\.npy can't be read: "):
+        open_source(tmp_path)
+
+
+def test_pickled_objects_are_not_read(tmp_path):
+    tokenise(tmp_path, np.array([{}, {}, {}], object), count=3)
+    with pytest.raises(InputError, match=r"ids\.npy can't be read: "):
+        open_source(tmp_path)
