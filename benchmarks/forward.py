@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import re
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import cyclopts
@@ -24,7 +22,7 @@ from transformers.models.imagegpt.modeling_imagegpt import ImageGPTForCausalImag
 
 from imagegpt.config import ImageGPTConfig
 from imagegpt.engine.cost import forward_flops
-from imagegpt.engine.machine import seconds
+from imagegpt.engine.machine import matmul_rate, peak_memory, seconds
 from imagegpt.model.heads import ImageGPTForCausalImageModeling
 
 Side = Literal["imagegpt", "transformers"]
@@ -42,26 +40,13 @@ def build(side: Side, size: str, dropout: float) -> Any:
     return Peer(PeerConfig(**{key: value for key, value in ours.to_dict().items() if key in known}))
 
 
-def matmul_rate(rows: int, width: int) -> float:
-    """FLOP/s of one float32 product of the MLP's shape, all threads."""
-    left, right = torch.rand(rows, width), torch.rand(width, 4 * width)
-    fastest = min(seconds(lambda: left @ right) for _ in range(20))
-    return 2 * rows * width * 4 * width / fastest
-
-
 def step_memory(side: Side, size: str, batch: int, dropout: float, queue: Any) -> None:
     """Put the peak of a training step above what the process held before it, in bytes; runs in its own process."""
     model = build(side, size, dropout).train()
     ids = torch.randint(0, model.config.vocab_size - 1, (batch, model.config.n_positions))
-    before = _peak_bytes()
+    before = peak_memory()
     _train(model, torch.optim.AdamW(model.parameters(), lr=1e-4), ids)
-    queue.put(_peak_bytes() - before)
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process has held (Linux); getrusage would count its parent's too."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # pyright: ignore[reportOptionalSubscript]
+    queue.put(peak_memory() - before)
 
 
 def forward(
@@ -85,7 +70,7 @@ def forward(
         difference = (models["imagegpt"](ids).logits - models["transformers"](ids).logits).abs().max().item()
         runs: Runs = {side: lambda m=m: m(ids, use_cache=False) for side, m in models.items()}
         seconds = _alternate(runs, repeats)
-    rate = matmul_rate(batch * config.n_positions, config.n_embd)
+    rate = matmul_rate(config.n_positions, config.n_embd)
     record = {
         "benchmark": "forward",
         "size": size,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from imagegpt.errors import InputError
-from imagegpt.pipeline import Decoding, ImageGPT
+from imagegpt.painting import Decoding
+from imagegpt.pipeline import ImageGPT
 
 GREY = (200, 200, 200)
 HOLE = np.zeros((8, 8), bool)

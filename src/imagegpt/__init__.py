@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     )
     from imagegpt.model.modeling import ImageGPTModel, ImageGPTPreTrainedModel
     from imagegpt.model.quantization import quantize
-    from imagegpt.pipeline import ImageGPT, Result
+    from imagegpt.painting import Result
+    from imagegpt.pipeline import ImageGPT
+    from imagegpt.probe.transformer import ImageGPTFeatures
     from imagegpt.registration import register
     from imagegpt.spec import SIZES, ModelSpec
 
@@ -34,6 +36,7 @@ _HOMES = {
     "ImageGPT": "pipeline",
     "ImageGPTConfig": "config",
     "ImageGPTFeatureExtractor": "codec.feature_extractor",
+    "ImageGPTFeatures": "probe.transformer",
     "ImageGPTForCausalImageModeling": "model.heads",
     "ImageGPTForCausalLM": "model.heads",
     "ImageGPTForImageClassification": "model.heads",
@@ -45,7 +48,7 @@ _HOMES = {
     "InputError": "errors",
     "ModelSpec": "spec",
     "PaletteCodec": "codec.palette",
-    "Result": "pipeline",
+    "Result": "painting",
     "SIZES": "spec",
     "quantize": "model.quantization",
     "register": "registration",
@@ -57,6 +60,7 @@ __all__ = [
     "ImageGPT",
     "ImageGPTConfig",
     "ImageGPTFeatureExtractor",
+    "ImageGPTFeatures",
     "ImageGPTForCausalImageModeling",
     "ImageGPTForCausalLM",
     "ImageGPTForImageClassification",

@@ -32,3 +32,9 @@ class Interrupted(KeyboardInterrupt):
 def reason(error: BaseException) -> str:
     """The first line of what a library says went wrong, or the error's kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse a number below 1."""
+    if value < 1:
+        raise InputError(f"{name} must be at least 1, not {value}.")

@@ -43,6 +43,14 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, if they are not there; an InputError says why that can't be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {path} can't be made: {error.strerror}.") from None
+
+
 def cache_folder() -> Path | None:
     """Where what can be made again lies; `None` where that is switched off (see docs/pictures.md)."""
     named = os.environ.get(VARIABLE, "")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +15,22 @@ from imagegpt import checkpoint
 from imagegpt.codec.masks import read_masks
 from imagegpt.codec.pictures import Picture, read_pictures
 from imagegpt.codec.preprocessor_file import load_palette
-from imagegpt.engine.backends import Precision, check_choice, choose_backend, load_network, open_onnx
+from imagegpt.engine.backends import (
+    Precision,
+    check_choice,
+    choose_backend,
+    choose_for_features,
+    load_network,
+    open_onnx,
+    open_onnx_features,
+)
 from imagegpt.engine.batches import Task
-from imagegpt.engine.decode import UNKNOWN, Backend, Decoding, Process
+from imagegpt.engine.cost import blocks_flops
+from imagegpt.engine.decode import UNKNOWN, Backend, Process
+from imagegpt.engine.features import Extractor, Layer, Pool, check_pool, inputs_of, is_one, layers_of
 from imagegpt.engine.warp import Sampling
-from imagegpt.errors import InputError
+from imagegpt.errors import InputError, check_count
+from imagegpt.painting import Job, Options, Progress, Result, last, paint, seeds_for
 from imagegpt.sequence import flatten, known_later, prompt_length, unflatten
 
 if TYPE_CHECKING:
@@ -29,73 +38,7 @@ if TYPE_CHECKING:
     from imagegpt.config import ImageGPTConfig
     from imagegpt.model.heads import ImageGPTForCausalImageModeling
 
-Progress = Callable[[int, int], None]
 UNDRAWN = (200, 200, 200)  # the colour of pixels that are not drawn yet
-
-
-@dataclass(frozen=True)
-class Result:
-    """Sampled pictures.
-
-    Args:
-        images: one list of PIL images (of the grid's size) for each input picture; grey where nothing is drawn yet.
-        ids: int64 `(pictures * samples, T)`; a picture's samples are together; -1 where nothing is drawn yet.
-        seed: what to pass to get the same again; a list where each picture has its own.
-        known: bool `(pictures, T)`: which ids were the picture's own.
-        log_probs: float64 `(pictures * samples, T)`, on request: the log-probability of each drawn id under the model,
-            in nats; NaN where an id was given.
-        effective_particles: float64 `(pictures * samples,)`, with particles: the least effective number of them on the
-            way; near 1 means that more would help.
-    """
-
-    images: list[list[Image.Image]]
-    ids: NDArray[np.int64]
-    seed: int | list[int]
-    known: NDArray[np.bool_]
-    log_probs: NDArray[np.float64] | None = None
-    effective_particles: NDArray[np.float64] | None = None
-
-    @property
-    def given(self) -> int:
-        """How many first ids of each row were the picture's own."""
-        return int(np.logical_and.accumulate(self.known.all(0)).sum())
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be sampled, and how; `ImageGPT.complete` tells its parts."""
-
-    task: Task
-    sampling: Sampling
-    seed: int | list[int]
-    batch_size: int | None
-    progress: Progress | None
-    log_probs: bool
-    process: Process | None
-
-
-class Options(TypedDict, total=False):
-    """How pictures are drawn, whatever is drawn.
-
-    Args:
-        temperature, top_k, top_p, min_p: see `imagegpt.engine.warp.Sampling`.
-        seed: one for all pictures, or one for each; default: a new one, told in the result.
-        batch_size: rows sampled at once; more are done in turn, and fewer where memory is short. It does not change
-            what is drawn.
-        log_probs: tell the log-probabilities of the drawn ids.
-        logits_processor: transformers' `LogitsProcessor`, or a list of them; with the torch backend.
-        progress: called with (ids drawn, ids in all) after each step.
-    """
-
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    seed: int | Sequence[int] | None
-    batch_size: int | None
-    log_probs: bool
-    logits_processor: Any
-    progress: Progress | None
 
 
 class ImageGPT:
@@ -141,7 +84,8 @@ class ImageGPT:
             )
         self.device, self._compile = device, compile
         self.precision: Precision = precision
-        self._named_backend = "torch" if compile and backend is None else backend
+        self._extractor: tuple[Any, Extractor] | None = None  # the one in use, with what it was asked for
+        self.named_backend = "torch" if compile and backend is None else backend
 
     @classmethod
     def from_pretrained(
@@ -193,7 +137,7 @@ class ImageGPT:
     @cached_property
     def backend(self) -> Backend:
         """What runs the model."""
-        name = self._named_backend or choose_backend(self.path, self.spec, self.device, self.precision)
+        name = self.named_backend or choose_backend(self.path, self.spec, self.device, self.precision)
         if name == "onnx":
             return open_onnx(self.path, self.spec, self.precision)
         from imagegpt.engine.torch_backend import TorchBackend
@@ -239,7 +183,7 @@ class ImageGPT:
         Raises:
             InputError: a picture that can't be read, or a number out of its range.
         """
-        return _last(self._paint(self._completion(images, keep, num_samples, mask, particles, **options)))
+        return last(self._paint(self._completion(images, keep, num_samples, mask, particles, **options)))
 
     def sample(self, n: int = 1, *, first: int = 0, **options: Unpack[Options]) -> Result:
         """Sample n pictures from nothing; `images` of the result holds one list of n.
@@ -249,7 +193,7 @@ class ImageGPT:
             first: number of the first one: with the same seed, five from number 5 are the last five of ten.
             options: see `Options`.
         """
-        return _last(self._paint(self._samples(n, first, **options)))
+        return last(self._paint(self._samples(n, first, **options)))
 
     def stream(
         self, images: Picture | Iterable[Picture] | None = None, every: int | None = None, **options: Any
@@ -277,6 +221,105 @@ class ImageGPT:
         check_count("every", every)
         job = self._samples(**options) if images is None else self._completion(images, **options)
         return self._paint(job, every)
+
+    def features(
+        self,
+        images: Picture | Iterable[Picture],
+        layer: Layer = None,
+        pool: Pool = "mean",
+        *,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> NDArray[np.float32] | dict[int, NDArray[np.float32]]:
+        """What the network has made of pictures after some of its blocks: the paper's f^l, for probes and neighbours.
+
+        Args:
+            images: a picture or several.
+            layer: how many blocks are run, from 0 to L: a number, several, or "all"; default: the middle, L // 2.
+                See `imagegpt.engine.features` for the convention, and docs/features.md.
+            pool: "mean" over the ids, or "none".
+            batch_size: pictures that are run together; default: what is fastest. It does not change the result but
+                for rounding.
+            progress: called with (pictures done, pictures in all).
+
+        Returns:
+            float32 (pictures, D), or (pictures, T, D) without pooling, which is a megabyte or more for each picture and
+            layer; for several layers a dictionary of these.
+
+        Raises:
+            InputError: a picture that can't be read, or no such layer.
+
+        Example:
+            >>> model = ImageGPT.from_pretrained("nano")
+            >>> model.features(np.zeros((32, 32, 3), np.uint8), layer=2).shape
+            (1, 192)
+        """
+        layers = layers_of(layer, self.spec.n_layer)
+        check_pool(pool)
+        found = self.features_of(self.encode(images), layers, pool, batch_size=batch_size, progress=progress)
+        return found[layers[0]] if is_one(layer) else found
+
+    def features_of(
+        self,
+        ids_BT: NDArray[np.int64],
+        layers: Sequence[int],
+        pool: Pool = "mean",
+        *,
+        batch_size: int | None = None,
+        backend: str | None = None,
+        progress: Progress | None = None,
+    ) -> dict[int, NDArray[np.float32]]:
+        """The features of ids, for callers that have these already; see `features`.
+
+        Args:
+            ids_BT: pictures' ids, (pictures, T).
+            layers: layers, each from 0 to L.
+            pool, batch_size, progress: see `features`.
+            backend: "onnx" or "torch", as `feature_backend` chose it for several calls; default: chosen for this one.
+        """
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
+        extractor = self.extractor(layers, pool, backend or self.feature_backend(layers, len(ids_BT)))
+        inputs_BT = inputs_of(ids_BT, self.spec.sos, self._is_causal)
+        shape = (self.spec.n_embd,) if pool == "mean" else (self.spec.n_positions, self.spec.n_embd)
+        found = {layer: np.empty((len(ids_BT), *shape), np.float32) for layer in layers}
+        rows = batch_size or extractor.rows
+        for start in range(0, len(ids_BT), rows):
+            stop = min(start + rows, len(ids_BT))
+            for layer, values in zip(layers, extractor(inputs_BT[start:stop]), strict=True):
+                found[layer][start:stop] = values
+            if progress is not None:
+                progress(stop, len(ids_BT))
+        return found
+
+    def feature_backend(self, layers: Sequence[int], pictures: int) -> str:
+        """ "onnx" or "torch": what was named, or what is faster for the features of so many pictures."""
+        operations = pictures * blocks_flops(self.spec, max(layers))
+        return self.named_backend or choose_for_features(self.path, self.spec, self.device, self.precision, operations)
+
+    def extractor(self, layers: Sequence[int], pool: Pool, backend: str) -> Extractor:
+        """What makes features; the last one is kept.
+
+        Raises:
+            InputError: the backend can't run this model, or the device can't be used.
+        """
+        key = (backend, tuple(layers), pool)
+        if self._extractor is None or self._extractor[0] != key:
+            if backend == "onnx":
+                opened = open_onnx_features(self.path, self.spec, self.precision, layers, pool)
+            else:
+                from imagegpt.engine.torch_features import TorchFeatures
+
+                opened = TorchFeatures(self.model, layers, pool)
+            self._extractor = key, opened
+        return self._extractor[1]
+
+    @property
+    def _is_causal(self) -> bool:
+        return checkpoint.read_config(self.path).get("is_causal", True)
+
+    def _paint(self, job: Job, every: int | None = None) -> Iterator[Result]:
+        return paint(job, self.backend, self.decode, every)
 
     def _completion(
         self,
@@ -343,64 +386,3 @@ class ImageGPT:
         if not isinstance(self.backend, TorchBackend):
             raise InputError('logits_processor needs the torch backend: open the model with backend="torch".')
         return as_process(logits_processor, self.spec.sos)
-
-    def _paint(self, job: Job, every: int | None = None) -> Iterator[Result]:
-        """Draw a job batch by batch, and tell the result after `every` ids and at the end."""
-        task, backend = job.task, self.backend
-        known_GT = task.known_RT.repeat(task.samples, 0)
-        ids_GT = np.where(known_GT, task.ids_RT.repeat(task.samples, 0), UNKNOWN)
-        log_probs_GT = np.full(ids_GT.shape, np.nan) if job.log_probs else None
-        effective_G = np.full(len(ids_GT), float(task.particles)) if task.particles > 1 else None
-
-        def result() -> Result:
-            images = self.decode(ids_GT)
-            grouped = [images[start : start + task.samples] for start in range(0, len(images), task.samples)]
-            log_probs = None if log_probs_GT is None else np.where(known_GT, np.nan, log_probs_GT)
-            effective = None if effective_G is None else effective_G.copy()
-            return Result(grouped, ids_GT.copy(), job.seed, task.known_RT, log_probs, effective)
-
-        rows = min(job.batch_size or backend.rows, backend.rows_that_fit(task.prompt))
-        parts = task.parts(rows)
-        done, total = 0, sum(task.positions(part) for part in parts)
-        for part in parts:
-            decoding = Decoding(backend, task.batch(part), job.sampling, job.process, job.log_probs)
-
-            def take(part: slice = part, decoding: Decoding = decoding) -> None:
-                ids_GT[part] = decoding.ids()
-                for mine, theirs in ((log_probs_GT, decoding.log_probs()), (effective_G, decoding.effective())):
-                    if mine is not None and theirs is not None:
-                        mine[part] = theirs
-
-            for position in decoding:
-                done += part.stop - part.start
-                if job.progress is not None:
-                    job.progress(done, total)
-                if every is not None and (position + 1) % every == 0 and done < total:
-                    take()
-                    yield result()
-            take()
-        yield result()
-
-
-def _last(results: Iterator[Result]) -> Result:
-    *_, result = results
-    return result
-
-
-def seeds_for(seed: int | Sequence[int] | None, pictures: int) -> list[int]:
-    """A seed for each picture: the one that is given, theirs, or a new one; an InputError says what is wrong."""
-    seeds = (
-        list(seed) if isinstance(seed, Sequence) else [secrets.randbelow(2**32) if seed is None else seed] * pictures
-    )
-    if len(seeds) != pictures:
-        raise InputError(f"There are {pictures} pictures and {len(seeds)} seeds; give one, or one for each.")
-    for number in seeds:
-        if number < 0:
-            raise InputError(f"seed must be a whole number of at least 0, not {number}.")
-    return seeds
-
-
-def check_count(name: str, value: int) -> None:
-    """Refuse a number below 1."""
-    if value < 1:
-        raise InputError(f"{name} must be at least 1, not {value}.")

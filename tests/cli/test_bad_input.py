@@ -405,7 +405,7 @@ def test_the_sentence_is_all_that_stands_on_standard_error(place, model, capsys)
 @pytest.fixture
 def interrupted(monkeypatch):
     """Painting is interrupted after its third step, as by Ctrl-C; holds the positions that were drawn."""
-    from imagegpt.pipeline import Decoding
+    from imagegpt.painting import Decoding
 
     drawn, iterate = [], Decoding.__iter__
 

@@ -6,12 +6,15 @@ from typing import Literal
 
 from cyclopts import App
 
-from imagegpt.cli.output import Json, Whole, print_record
+from imagegpt.cli.options import Json, ModelOptions, Whole, parse_layers
+from imagegpt.cli.output import print_record
 from imagegpt.engine.backends import Precision
-from imagegpt.errors import InputError
+from imagegpt.engine.features import layers_of
+from imagegpt.errors import InputError, check_count
 from imagegpt.pipeline import ImageGPT
 
 bench = App(name="bench", help="Measure how fast this machine is, and what the limit is.")
+MANY = 1 << 20  # pictures: what is chosen for long runs is measured
 NUMBER_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 
 
@@ -49,3 +52,38 @@ def generate(
         raise InputError(f"--steps must be 2 to {opened.spec.n_positions}, not {steps}.")
     record = {"model": model, "batch": batch, "precision": precision, "backend": type(opened.backend).__name__}
     print_record(record | measure(opened.backend, batch, steps, NUMBER_BYTES[precision]), json_)
+
+
+@bench.command
+def features(
+    *,
+    layer: str | None = None,
+    pictures: Whole = 64,
+    batch_size: Whole | None = None,
+    model: ModelOptions | None = None,
+    json_: Json = False,
+) -> None:
+    """Time features of random pictures, beside the products that they need and the rate of one such product.
+
+    Args:
+        layer: blocks that are run: 12, or 4,8,12, or all; default: the middle.
+        pictures: how many.
+        batch_size: pictures that are run together; default: what is fastest.
+        model: which model, and how it runs.
+        json_: print it as JSON.
+    """
+    from imagegpt.engine.speed import measure_features
+
+    options = model or ModelOptions()
+    check_count("--pictures", pictures)
+    if batch_size is not None:
+        check_count("--batch-size", batch_size)
+    opened = options.open()
+    layers = layers_of(None if layer is None else parse_layers(layer), opened.spec.n_layer)
+    backend = opened.feature_backend(layers, MANY)
+    extractor = opened.extractor(layers, "mean", backend)
+    device = opened.model.device if backend == "torch" else None
+    record = {"model": options.model, "layers": layers, "precision": options.precision}
+    record |= {"backend": backend, "pictures": pictures}
+    dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(options.precision, "float32")
+    print_record(record | measure_features(opened.spec, extractor, layers, pictures, batch_size, dtype, device), json_)

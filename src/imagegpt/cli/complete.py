@@ -9,7 +9,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from imagegpt.cli.output import Output, PaintOptions, Whole, check_num, painting, report
+from imagegpt.cli.options import PaintOptions, Whole
+from imagegpt.cli.output import Output, check_num, painting, report
 from imagegpt.codec.pictures import read_pictures
 from imagegpt.errors import InputError
 from imagegpt.sheet import completion_sheet, hide

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from imagegpt import checkpoint
-from imagegpt.cli.output import Json, print_record
+from imagegpt.cli.options import Json
+from imagegpt.cli.output import print_record
 from imagegpt.codec.preprocessor_file import NAME as PREPROCESSOR
 from imagegpt.codec.preprocessor_file import load_preprocessor
 

@@ -25,6 +25,9 @@ app = cyclopts.App(
 # Import paths, not functions: a verb's file is read when the verb is called.
 app.command("imagegpt.cli.complete:complete", name="complete", help="Keep the first part of pictures; paint the rest.")
 app.command("imagegpt.cli.sample:sample", name="sample", help="Paint pictures from nothing.")
+app.command("imagegpt.cli.features:features", name="features", help="Write what the network's layers say of pictures.")
+app.command("imagegpt.cli.probe:probe", name="probe", help="Find out which layer knows the classes of pictures best.")
+app.command("imagegpt.cli.classify:classify", name="classify", help="Tell what pictures show, by a probe.")
 app.command("imagegpt.cli.palette:palette", name="palette", help="Fit a palette to your pictures, or look at one.")
 app.command("imagegpt.cli.bench:bench", name="bench", help="Measure how fast this machine is.")
 app.command("imagegpt.cli.info:info", name="info", help="Show what a model is: shape, files, palette.")

@@ -1,4 +1,4 @@
-"""What the verbs share: options, progress, where pictures go, how a record is printed."""
+"""What the verbs share when they tell: progress, where pictures go, how a record is printed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from cyclopts import Parameter, Token
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
@@ -20,68 +18,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from imagegpt import __version__
-from imagegpt.engine.backends import Precision
+from imagegpt.cli.options import PaintOptions
 from imagegpt.errors import InputError
-from imagegpt.files import check_writable, write_whole
-from imagegpt.pipeline import ImageGPT
-from imagegpt.pipeline import Progress as OnProgress
+from imagegpt.files import check_writable, make_folder, write_whole
+from imagegpt.painting import Progress as OnProgress
 
-
-def _whole(_: object, tokens: Sequence[Token]) -> int:
-    """A whole number; cyclopts by itself cuts 1.6 to 1."""
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
-
-
-Whole = Annotated[int, Parameter(converter=_whole)]
-Json = Annotated[bool, Parameter("--json", negative="")]
 SHEET_FORMATS = (".png", ".webp", ".jpg", ".jpeg")
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class PaintOptions:
-    """How to paint.
-
-    Args:
-        model: "nano" (comes with the package), a model folder, or a Hugging Face Hub id.
-        temperature: below 1 is safer, above 1 is wilder, 0 always takes the likeliest colour.
-        top_k: draw from the k likeliest colours only.
-        top_p: draw from the likeliest colours that together have this probability.
-        min_p: draw from colours at least this times as likely as the likeliest only.
-        seed: the same seed and command give the same pictures.
-        batch_size: samples that are drawn at once; default: what is fast and fits into memory.
-        device: cpu, cuda or mps; default: the best one here.
-        precision: fp32; int8 on a CPU, which is faster; bf16 or fp16 with the torch backend.
-        backend: onnx or torch; default: onnx on a CPU, torch on a GPU.
-        json: print what was made as JSON.
-    """
-
-    model: str = "nano"
-    temperature: float = 1.0
-    top_k: Whole | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    seed: Whole = 0
-    batch_size: Whole | None = None
-    device: str | None = None
-    precision: Precision = "fp32"
-    backend: Literal["onnx", "torch"] | None = None
-    json: Json = False
-
-    def open(self) -> ImageGPT:
-        """The model."""
-        return ImageGPT.from_pretrained(self.model, device=self.device, precision=self.precision, backend=self.backend)
-
-    def facts(self) -> dict[str, Any]:
-        """What a picture's file says of how it was made."""
-        return {"model": self.model, "precision": self.precision, **self.sampling()}
-
-    def sampling(self) -> dict[str, Any]:
-        """What decides which pictures come out; arguments of `ImageGPT.complete` and `.sample`."""
-        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
 
 
 class Output:
@@ -113,7 +55,7 @@ class Output:
     def save(self, name: str | None, image: Image.Image) -> str:
         """Write one picture (`name` in the folder, or the sheet itself) and return its path."""
         if self.is_folder:
-            _make_folder(self.path)
+            make_folder(self.path)
         path = self.path / f"{name}.png" if self.is_folder else self.path
         options: dict[str, Any] = {}
         if path.suffix.lower() == ".png":
@@ -134,13 +76,6 @@ def _check_folder(path: Path) -> None:
     except InputError:
         reason = f"nothing can be written into {there}" if there.is_dir() else f"{there} is a file"
         raise InputError(f"The folder {path} can't be made: {reason}.") from None
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {path} can't be made: {error.strerror}.") from None
 
 
 @contextmanager

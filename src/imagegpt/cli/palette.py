@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagegpt.checkpoint import find_model
-from imagegpt.cli.output import Json, Whole, print_record, working
+from imagegpt.cli.options import Json, Whole
+from imagegpt.cli.output import print_record, working
 from imagegpt.codec.fit import PIXELS, PixelSample, cluster_colors, palette_error
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import OnError
 from imagegpt.codec.preprocessor_file import load_preprocessor
-from imagegpt.data.sources import Skipped, Source, open_source, read_records
+from imagegpt.data.records import Source, read_records
+from imagegpt.data.sources import open_source
 from imagegpt.errors import InputError
 from imagegpt.files import check_writable, write_whole
 
@@ -43,7 +45,7 @@ def fit(
     Writes the colours, (K, 3) in [-1, 1] from dark to light, as an .npy file, and a picture of them beside it.
 
     Args:
-        data: a folder of pictures, a parquet file in Hugging Face's layout or a folder of them (DATA:split), a picture.
+        data: pictures: a folder, parquet, .npz, shards, a data set of Hugging Face's, one picture; see docs/data.md.
         colors: K.
         out: the .npy file.
         pixels: size of the sample.
@@ -58,7 +60,7 @@ def fit(
         raise InputError(f"--seed must be 0 to {SEEDS - 1}, not {seed}.")
     check_writable(out)
     began = time.perf_counter()
-    skipped = Skipped()
+    skipped: list[str] = []
     sample = PixelSample(pixels, seed)
     for picture in _pictures(open_source(data), on_error, skipped, "reading pictures"):
         sample.add(picture)
@@ -71,7 +73,7 @@ def fit(
     record |= {"fingerprint": codec.fingerprint, **palette_error(codec, measured), "on": validation or "sample"}
     codec.save(out)
     write_whole(out.with_suffix(".png"), codec.picture().save)
-    record |= {"data": data, "sampled": len(sample.pixels), "seed": seed, "skipped": skipped.reasons}
+    record |= {"data": data, "sampled": len(sample.pixels), "seed": seed, "skipped": skipped}
     print_record(record | {"seconds": round(time.perf_counter() - began, 3)}, json_)
 
 
@@ -101,7 +103,7 @@ def show(source: str = "nano", *, out: Path | None = None, json_: Json = False) 
     print_record(record, json_)
 
 
-def _pictures(source: Source, on_error: OnError, skipped: Skipped, words: str) -> Iterator[NDArray[np.uint8]]:
+def _pictures(source: Source, on_error: OnError, skipped: list[str], words: str) -> Iterator[NDArray[np.uint8]]:
     """The pictures' pixels, with a progress bar; what can't be read is told at the end."""
     with working(words, "pictures") as progress:
         for number, (_, picture) in enumerate(read_records(source, on_error), 1):
@@ -109,4 +111,4 @@ def _pictures(source: Source, on_error: OnError, skipped: Skipped, words: str) -
             if isinstance(picture, Image.Image):
                 yield np.asarray(picture)
             else:
-                skipped.reasons.append(picture)
+                skipped.append(picture)

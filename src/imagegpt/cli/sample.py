@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 from imagegpt.bulk import Bulk
-from imagegpt.cli.output import Output, PaintOptions, Whole, check_num, painting, report, working
-from imagegpt.errors import InputError, Interrupted
+from imagegpt.cli.options import PaintOptions, Whole, place_among_processes
+from imagegpt.cli.output import Output, check_num, painting, report, working
+from imagegpt.errors import Interrupted
 from imagegpt.files import check_writable
 from imagegpt.sheet import sample_sheet
 
@@ -48,7 +48,7 @@ def sample(*, num: Whole = 16, out: str = "samples.png", options: PaintOptions |
 
 def _sample_many(num: int, out: Path, options: PaintOptions) -> None:
     check_writable(out)
-    rank, processes = _place_among_processes()
+    rank, processes = place_among_processes()
     began = time.perf_counter()
     bulk = Bulk(options.open(), num, out, options.sampling(), rank, processes, options.batch_size)
     try:
@@ -61,16 +61,3 @@ def _sample_many(num: int, out: Path, options: PaintOptions) -> None:
     if rank == 0:
         record = {"written": [str(out)], "num": num, "drawn": drawn, "seed": options.seed}
         report(options, record | {"seconds": round(time.perf_counter() - began, 3)})
-
-
-def _place_among_processes() -> tuple[int, int]:
-    """Which of how many processes this is, as torchrun tells them."""
-    rank, processes = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if rank is None or processes is None:
-        return 0, 1
-    try:
-        if 0 <= int(rank) < int(processes):
-            return int(rank), int(processes)
-    except ValueError:
-        pass
-    raise InputError(f"RANK={rank} and WORLD_SIZE={processes} in the environment name no process of a group.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from ctypes.util import find_library
 from pathlib import Path
@@ -12,7 +13,6 @@ from weakref import WeakValueDictionary
 from zipfile import BadZipFile
 
 import numpy as np
-from numpy.typing import NDArray
 
 from imagegpt import checkpoint
 from imagegpt.engine.onnx_weights import Weights, cache_names, float_weights, int8_weights
@@ -21,12 +21,15 @@ from imagegpt.files import cache_folder, write_whole
 from imagegpt.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from imagegpt.engine.features import Pool
     from imagegpt.engine.onnx_backend import OnnxBackend
+    from imagegpt.engine.onnx_features import OnnxFeatures
     from imagegpt.model.heads import ImageGPTForCausalImageModeling
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
+WORTH_TORCH = 10**13  # operations from which on torch's higher rate makes up for its import, on two cores
 CALIBRATION = 1  # counted up when `calibrate` changes, so that scales found before are not read again
 
 # Sessions in use, by checkpoint and precision: objects that open the same files share one.
@@ -55,17 +58,34 @@ def check_choice(backend: str | None, device: str | None, precision: str) -> Non
 
 def choose_backend(folder: Path, spec: ModelSpec, device: str | None, precision: str) -> str:
     """ "onnx" wherever the CPU is the place to run and onnxruntime has what the model needs, else "torch"."""
-    from imagegpt.engine.onnx_graph import ACTIVATIONS, HEAD_UNIT
+    from imagegpt.engine.onnx_graph import HEAD_UNIT
+
+    fits = precision == "int8" or spec.head_width % HEAD_UNIT == 0
+    return "onnx" if fits and _is_for_onnx(folder, spec, device, precision) else "torch"
+
+
+def choose_for_features(folder: Path, spec: ModelSpec, device: str | None, precision: str, operations: int) -> str:
+    """ "onnx" or "torch", whichever has so many operations' worth of features sooner; start-up counts too.
+
+    On a CPU torch is about an eighth faster (docs/log.md), and takes some seconds to import.
+    """
+    causal = checkpoint.read_config(folder).get("is_causal", True)
+    if not causal or not _is_for_onnx(folder, spec, device, precision):
+        return "torch"
+    soon = operations < WORTH_TORCH and "torch" not in sys.modules
+    return "onnx" if soon or precision == "int8" else "torch"
+
+
+def _is_for_onnx(folder: Path, spec: ModelSpec, device: str | None, precision: str) -> bool:
+    from imagegpt.engine.onnx_graph import ACTIVATIONS
 
     if precision == "int8":
-        return "onnx"
-    if precision != "fp32" or device not in (None, "cpu"):
-        return "torch"
-    if spec.activation_function not in ACTIVATIONS or spec.head_width % HEAD_UNIT:
-        return "torch"
+        return True
+    if precision != "fp32" or device not in (None, "cpu") or spec.activation_function not in ACTIVATIONS:
+        return False
     if "quantization_config" in checkpoint.read_config(folder):
-        return "torch"
-    return "torch" if device is None and may_have_accelerator() and torch_device(None).type != "cpu" else "onnx"
+        return False
+    return not (device is None and may_have_accelerator() and torch_device(None).type != "cpu")
 
 
 def may_have_accelerator() -> bool:
@@ -114,17 +134,34 @@ def open_onnx(folder: Path, spec: ModelSpec, precision: Precision) -> OnnxBacken
     fingerprint = checkpoint.fingerprint(folder)
     backend = _sessions.get((fingerprint, precision))
     if backend is None:
-        tensors = checkpoint.load_tensors(folder)
-        weights = _int8_weights(spec, tensors, fingerprint) if precision == "int8" else float_weights(tensors)
+        weights = _weights(folder, spec, precision)
+        if precision == "int8":
+            weights |= _cache_scales(spec, weights, fingerprint)
         backend = _sessions[fingerprint, precision] = OnnxBackend(spec, weights)
     return backend
 
 
-def _int8_weights(spec: ModelSpec, tensors: dict[str, NDArray[np.float32]], fingerprint: str) -> Weights:
-    """Weights in eight bits; the scales of the cache, which take a run of the network to find, are kept on disk."""
+def open_onnx_features(
+    folder: Path, spec: ModelSpec, precision: Precision, layers: Sequence[int], pool: Pool
+) -> OnnxFeatures:
+    """Features of a folder's model in onnxruntime."""
+    from imagegpt.engine.onnx_features import OnnxFeatures
+
+    if not checkpoint.read_config(folder).get("is_causal", True):
+        raise InputError(f'{folder} is a bidirectional (BERT) model; its features need backend="torch".')
+    return OnnxFeatures(spec, _weights(folder, spec, precision), layers, pool)
+
+
+def _weights(folder: Path, spec: ModelSpec, precision: Precision) -> Weights:
+    tensors = checkpoint.load_tensors(folder)
+    return int8_weights(spec, tensors) if precision == "int8" else float_weights(tensors)
+
+
+def _cache_scales(spec: ModelSpec, weights: Weights, fingerprint: str) -> Weights:
+    """The scales of an int8 cache, which take a run of the network to find: kept on disk."""
     from imagegpt.engine.onnx_backend import calibrate
 
-    weights, folder = int8_weights(spec, tensors), cache_folder()
+    folder = cache_folder()
     path = None if folder is None else folder / f"int8-{fingerprint}-{CALIBRATION}.npz"
     scales = None if path is None else _read_scales(path, spec)
     if scales is None:
@@ -133,7 +170,7 @@ def _int8_weights(spec: ModelSpec, tensors: dict[str, NDArray[np.float32]], fing
             with suppress(OSError, InputError):  # a full or read-only disk
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, lambda temporary: np.savez(temporary, **scales))  # pyright: ignore[reportArgumentType]
-    return weights | scales
+    return scales
 
 
 def _read_scales(path: Path, spec: ModelSpec) -> Weights | None:

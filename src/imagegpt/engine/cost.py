@@ -24,14 +24,18 @@ def forward_flops(spec: ModelSpec, length: int | None = None) -> int:
         181
     """
     length = spec.n_positions if length is None else length
-    weights = spec.num_colors * spec.n_embd
-    pairs = length * (length + 1) // 2
-    scores = 0
-    for layer in range(spec.n_layer):
+    return blocks_flops(spec, spec.n_layer, length) + 2 * length * spec.num_colors * spec.n_embd
+
+
+def blocks_flops(spec: ModelSpec, blocks: int, length: int | None = None) -> int:
+    """Operations of one sequence through the first `blocks` blocks; of all positions where no length is given."""
+    length = spec.n_positions if length is None else length
+    pairs, operations = length * (length + 1) // 2, 0
+    for layer in range(blocks):
         attended = spec.heads(layer) * spec.head_width
-        weights += 4 * spec.n_embd * attended + 2 * spec.n_embd * spec.inner_width
-        scores += 4 * pairs * attended  # q k, and probabilities times v
-    return 2 * length * weights + scores
+        operations += 2 * length * (4 * spec.n_embd * attended + 2 * spec.n_embd * spec.inner_width)
+        operations += 4 * pairs * attended  # q k, and probabilities times v
+    return operations
 
 
 def weight_numbers(spec: ModelSpec) -> int:

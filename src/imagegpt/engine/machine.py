@@ -1,7 +1,8 @@
-"""What this machine has: free memory, and the bandwidth that limits decoding."""
+"""What this machine has: free memory, the bandwidth that limits decoding, the matmul rate that limits all else."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,47 @@ def _gpu_reader(device: Any, size: int) -> Callable[[], None]:
 
     read()
     return read
+
+
+def matmul_rate(rows: int, width: int, dtype: str = "float32", device: Any = None, repeats: int = 30) -> float:
+    """Operations a second of one product of a model's own shape, (rows, width) by (width, 4 width); the best time.
+
+    Args:
+        rows: ids that are run together.
+        width: D.
+        dtype: a torch dtype's name.
+        device: a torch device; default: the CPU, all its cores.
+        repeats: how often it is run.
+    """
+    import torch
+
+    kind = getattr(torch, dtype)
+    left, right = (
+        torch.rand(rows, width, dtype=kind, device=device),
+        torch.rand(width, 4 * width, dtype=kind, device=device),
+    )
+    out = left @ right
+
+    def run() -> None:
+        torch.mm(left, right, out=out)  # into the same memory: none is asked for and cleared
+        if out.is_cuda:
+            torch.cuda.synchronize(out.device)
+
+    return 8 * rows * width**2 / min(seconds(run) for _ in range(repeats))
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far.
+
+    On Linux from /proc: there getrusage would count what a parent held when it started this process.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+)", status.read_text(encoding="ascii"))
+        if found:
+            return 1024 * int(found[1])
+    info = psutil.Process().memory_info()
+    return getattr(info, "peak_wset", info.rss)
 
 
 def seconds(run: Callable[[], object]) -> float:

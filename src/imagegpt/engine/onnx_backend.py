@@ -39,7 +39,8 @@ class OnnxBackend:
     def __init__(self, spec: ModelSpec, weights: Weights) -> None:
         self.spec, self.rows = spec, ROWS
         self.cache_dtype = np.dtype(np.int8 if f"{cache_names(spec)[0]}.scale" in weights else np.float32)
-        self.session = _open_session(spec, weights)
+        # No arena: as fast here, and a prompt's memory is given back.
+        self.session = open_session(build_graph(spec, weights), weights, arena=False)
 
     def prefill(self, inputs_RP: NDArray[np.int64], rows_B: NDArray[np.int64]) -> OnnxRows:
         """Run the prompts, and give each row its prompt's state."""
@@ -132,14 +133,21 @@ class OnnxRows:
             self._binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
 
 
-def _open_session(spec: ModelSpec, weights: Weights) -> onnxruntime.InferenceSession:
+def open_session(graph: bytes, weights: Weights, arena: bool = True) -> onnxruntime.InferenceSession:
+    """A session on the CPU over weights that stay where they are.
+
+    Args:
+        graph: made by `imagegpt.engine.onnx_graph`.
+        weights: what the graph names.
+        arena: keep memory between runs.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _threads()
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # as fast, and a prompt's memory is given back
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
     options.log_severity_level = FATAL  # errors are raised; they need no line of their own
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
     options.add_external_initializers(list(weights), values)
-    return onnxruntime.InferenceSession(build_graph(spec, weights), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _threads() -> int:

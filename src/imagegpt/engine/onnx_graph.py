@@ -5,17 +5,20 @@ GroupQueryAttention, which appends to one buffer; SkipSimplifiedLayerNormalizati
 and normalises at once; QuickGelu; MatMulNBits. The weights are no part of the graph's bytes: they are handed over as
 they lie in memory, so that no file, no copy and no limit of 2 GiB stands between.
 
+`GraphBuilder` has the blocks, whatever attention they have; `onnx_features.py` builds another graph on it.
+
 Shape suffixes: B rows, S new ids, M positions of the cache, D width, N heads, H head width, K colours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from imagegpt.errors import InputError
 from imagegpt.spec import ModelSpec
@@ -51,76 +54,60 @@ def build_graph(spec: ModelSpec, weights: Mapping[str, NDArray[Any]]) -> bytes:
     Raises:
         InputError: onnxruntime has no such activation, or no heads of this width.
     """
-    if spec.activation_function not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise InputError(
-            f'onnxruntime has no activation "{spec.activation_function}" (it has {known}); use backend="torch".'
-        )
-    if spec.head_width % HEAD_UNIT:
-        raise InputError(
-            f'onnxruntime has no heads of width {spec.head_width}, only multiples of {HEAD_UNIT}; use backend="torch".'
-        )
-    return _Builder(spec, weights).build()
+    return _DecoderBuilder(spec, weights).build()
 
 
-class _Builder:
-    """Collects nodes and weights; a method adds a part and returns the name of its output."""
+class GraphBuilder:
+    """Collects nodes and weights; a method adds a part and returns the name of its output.
+
+    Args:
+        spec: the model's numbers.
+        weights: what `imagegpt.engine.onnx_weights` makes of the parameters.
+
+    Raises:
+        InputError: onnxruntime has no such activation.
+    """
 
     def __init__(self, spec: ModelSpec, weights: Mapping[str, NDArray[Any]]) -> None:
+        if spec.activation_function not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise InputError(
+                f'onnxruntime has no activation "{spec.activation_function}" (it has {known}); use backend="torch".'
+            )
         self.spec, self.weights = spec, weights
         self.nodes: list[Any] = []
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
-        self.last_index = helper.make_tensor("last_index", TensorProto.INT64, [], [-1])
+        self.constants: dict[str, TensorProto] = {}
 
-    def build(self) -> bytes:
+    def states(self, x: str, blocks: int) -> Iterator[str]:
+        """Run embedded ids through the first `blocks` blocks: the normalised states before each and after the last."""
         spec = self.spec
-        self._input("ids", TensorProto.INT64, ["B", "S"])
-        self._input("positions", TensorProto.INT64, ["S"])
-        self._input("last", TensorProto.INT32, ["B"])
-        self._input("total", TensorProto.INT32, [])
-        colors = self._node("Gather", ["transformer.wte.weight", "ids"], "colors")
-        places = self._node("Gather", ["transformer.wpe.weight", "positions"], "places")
-        x = self._node("Add", [colors, places], "embedded")
         attributes = {"epsilon": spec.layer_norm_epsilon, "axis": -1}
-        normed = self._node("SimplifiedLayerNormalization", [x, "transformer.h.0.ln_1.weight"], "normed", **attributes)
-        for layer in range(spec.n_layer):
+        normed = self.node("SimplifiedLayerNormalization", [x, "transformer.h.0.ln_1.weight"], "normed", **attributes)
+        yield normed
+        for layer in range(blocks):
             name = f"transformer.h.{layer}"
             after = f"transformer.h.{layer + 1}.ln_1" if layer + 1 < spec.n_layer else "transformer.ln_f"
-            qkv = self._product(normed, spec.n_embd, f"{name}.attn.c_attn", bias=True)
-            attended = self._attention(layer, qkv)
-            added = self._product(attended, spec.heads(layer) * spec.head_width, f"{name}.attn.c_proj")
+            qkv = self.product(normed, spec.n_embd, f"{name}.attn.c_attn", bias=True)
+            attended = self.attention(layer, qkv)
+            added = self.product(attended, spec.heads(layer) * spec.head_width, f"{name}.attn.c_proj")
             x, normed = self._add_and_norm(x, added, f"{name}.attn.c_proj", f"{name}.ln_2")
-            inner = self._activation(self._product(normed, spec.n_embd, f"{name}.mlp.c_fc", bias=True))
-            added = self._product(inner, spec.inner_width, f"{name}.mlp.c_proj")
+            inner = self._activation(self.product(normed, spec.n_embd, f"{name}.mlp.c_fc", bias=True))
+            added = self.product(inner, spec.inner_width, f"{name}.mlp.c_proj")
             x, normed = self._add_and_norm(x, added, f"{name}.mlp.c_proj", after)
-        last = self._node("Gather", [normed, "last_index"], "last_state", axis=1)
-        self._product(last, spec.n_embd, "lm_head", output="logits")
-        self._output("logits", TensorProto.FLOAT, ["B", spec.num_colors])
-        return self._serialized()
+            yield normed
 
-    def _attention(self, layer: int, qkv: str) -> str:
-        spec, heads = self.spec, self.spec.heads(layer)
-        scale = 1 / math.sqrt(spec.head_width) if spec.scale_attn_weights else 1.0
-        if spec.scale_attn_by_inverse_layer_idx:
-            scale /= layer + 1
-        names = [f"key.{layer}", f"value.{layer}"]
-        scales = [f"{name}.scale" for name in names if f"{name}.scale" in self.weights]
-        kind = TensorProto.INT8 if scales else TensorProto.FLOAT
-        for name in names:
-            self._input(f"past.{name}", kind, ["B", heads, "M", spec.head_width])
-            self._output(f"present.{name}", kind, ["B", heads, "M", spec.head_width])
-        inputs = [qkv, "", "", *(f"past.{name}" for name in names), "last", "total"]
-        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": heads, "scale": scale}
-        if scales:
-            inputs += [""] * 5 + scales
-            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
-        output = f"attended.{layer}"
-        outputs = [output, *(f"present.{name}" for name in names)]
-        self.nodes.append(helper.make_node("GroupQueryAttention", inputs, outputs, domain=CONTRIB, **attributes))
-        return output
+    def attention(self, layer: int, qkv: str) -> str:
+        """What each id attends to (B, S, N H), from queries, keys and values (B, S, 3 N H)."""
+        raise NotImplementedError
 
-    def _product(self, x: str, inner: int, name: str, bias: bool = False, output: str | None = None) -> str:
+    def scale(self, layer: int) -> float:
+        """Factor of a layer's attention scores."""
+        scale = 1 / math.sqrt(self.spec.head_width) if self.spec.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.spec.scale_attn_by_inverse_layer_idx else scale
+
+    def product(self, x: str, inner: int, name: str, bias: bool = False, output: str | None = None) -> str:
         """x, `inner` wide, times a weight, plus its bias if asked for."""
         output = output or f"{name}.out"
         biases = [f"{name}.bias"] if bias else []
@@ -128,9 +115,9 @@ class _Builder:
             outer, _, size = self.weights[f"{name}.levels"].shape
             inputs = [x, f"{name}.levels", f"{name}.scales", *(["", "", *biases] if bias else [])]
             sizes = {"K": inner, "N": outer, "bits": 8, "block_size": size, "accuracy_level": 4}
-            return self._node("MatMulNBits", inputs, output, CONTRIB, **sizes)
-        product = self._node("MatMul", [x, f"{name}.weight"], f"{name}.product" if bias else output)
-        return self._node("Add", [product, *biases], output) if bias else product
+            return self.node("MatMulNBits", inputs, output, CONTRIB, **sizes)
+        product = self.node("MatMul", [x, f"{name}.weight"], f"{name}.product" if bias else output)
+        return self.node("Add", [product, *biases], output) if bias else product
 
     def _add_and_norm(self, x: str, added: str, of: str, norm: str) -> tuple[str, str]:
         """The residual sum x + added + the bias of the product `of`, and that sum normalised by `norm`."""
@@ -143,23 +130,77 @@ class _Builder:
 
     def _activation(self, x: str) -> str:
         operator, domain, attributes = ACTIVATIONS[self.spec.activation_function]
-        return self._node(operator, [x], f"{x}.active", domain, **attributes)
+        return self.node(operator, [x], f"{x}.active", domain, **attributes)
 
-    def _node(self, operator: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        """Numbers that are part of the graph; one name stands for one value."""
+        self.constants.setdefault(name, numpy_helper.from_array(value, name))
+        return name
+
+    def node(self, operator: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
+        """Add an operator with one output."""
         self.nodes.append(helper.make_node(operator, inputs, [output], domain=domain, **attributes))
         return output
 
-    def _input(self, name: str, kind: int, shape: list[Any]) -> None:
+    def input(self, name: str, kind: int, shape: list[Any]) -> None:
+        """Name an input of the graph."""
         self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
 
-    def _output(self, name: str, kind: int, shape: list[Any]) -> None:
+    def output(self, name: str, kind: int, shape: list[Any]) -> None:
+        """Name an output of the graph."""
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
-    def _serialized(self) -> bytes:
+    def serialized(self) -> bytes:
+        """The graph, without the weights' numbers."""
         placeholders = [_placeholder(name, value) for name, value in self.weights.items()]
-        graph = helper.make_graph(self.nodes, "imagegpt", self.inputs, self.outputs, [*placeholders, self.last_index])
+        values = [*placeholders, *self.constants.values()]
+        graph = helper.make_graph(self.nodes, "imagegpt", self.inputs, self.outputs, values)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString()
+
+
+class _DecoderBuilder(GraphBuilder):
+    """The graph that decodes: see `build_graph`."""
+
+    def build(self) -> bytes:
+        """Put it together."""
+        spec = self.spec
+        if spec.head_width % HEAD_UNIT:
+            raise InputError(
+                f"onnxruntime has no heads of width {spec.head_width}, only multiples of {HEAD_UNIT}; "
+                'use backend="torch".'
+            )
+        self.input("ids", TensorProto.INT64, ["B", "S"])
+        self.input("positions", TensorProto.INT64, ["S"])
+        self.input("last", TensorProto.INT32, ["B"])
+        self.input("total", TensorProto.INT32, [])
+        colors = self.node("Gather", ["transformer.wte.weight", "ids"], "colors")
+        places = self.node("Gather", ["transformer.wpe.weight", "positions"], "places")
+        *_, normed = self.states(self.node("Add", [colors, places], "embedded"), spec.n_layer)
+        last_index = self.constant("last_index", np.array(-1, np.int64))
+        last = self.node("Gather", [normed, last_index], "last_state", axis=1)
+        self.product(last, spec.n_embd, "lm_head", output="logits")
+        self.output("logits", TensorProto.FLOAT, ["B", spec.num_colors])
+        return self.serialized()
+
+    def attention(self, layer: int, qkv: str) -> str:
+        """Append keys and values to the cache, and attend to all that is in it."""
+        spec, heads = self.spec, self.spec.heads(layer)
+        names = [f"key.{layer}", f"value.{layer}"]
+        scales = [f"{name}.scale" for name in names if f"{name}.scale" in self.weights]
+        kind = TensorProto.INT8 if scales else TensorProto.FLOAT
+        for name in names:
+            self.input(f"past.{name}", kind, ["B", heads, "M", spec.head_width])
+            self.output(f"present.{name}", kind, ["B", heads, "M", spec.head_width])
+        inputs = [qkv, "", "", *(f"past.{name}" for name in names), "last", "total"]
+        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": heads, "scale": self.scale(layer)}
+        if scales:
+            inputs += [""] * 5 + scales
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+        output = f"attended.{layer}"
+        outputs = [output, *(f"present.{name}" for name in names)]
+        self.nodes.append(helper.make_node("GroupQueryAttention", inputs, outputs, domain=CONTRIB, **attributes))
+        return output
 
 
 def _placeholder(name: str, value: NDArray[Any]) -> TensorProto:

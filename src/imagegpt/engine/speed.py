@@ -1,15 +1,18 @@
-"""How fast a backend draws, and how near that is to the machine's limit."""
+"""How fast a backend draws or makes features, and how near that is to the machine's limit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from imagegpt.engine.cost import decode_memory, forward_flops, step_bytes, weight_memory
+from imagegpt.engine.cost import blocks_flops, decode_memory, forward_flops, step_bytes, weight_memory
 from imagegpt.engine.decode import Backend, Batch, Decoding
-from imagegpt.engine.machine import bandwidth, seconds
+from imagegpt.engine.features import Extractor
+from imagegpt.engine.machine import bandwidth, matmul_rate, seconds
 from imagegpt.engine.warp import Sampling
+from imagegpt.spec import ModelSpec
 
 
 def step_seconds(backend: Backend, rows: int, start: int, steps: int) -> float:
@@ -58,4 +61,44 @@ def measure(backend: Backend, rows: int, steps: int, number: int) -> dict[str, A
         "bandwidth_gb_per_s": round(rate / 1e9, 1),
         "part_of_limit": [round(must / rate / value, 3) for must, value in zip(needed, taken, strict=True)],
         "pictures_per_s": round(rows / taken[2] / spec.n_positions, 3),
+    }
+
+
+def measure_features(
+    spec: ModelSpec,
+    extractor: Extractor,
+    layers: Sequence[int],
+    pictures: int,
+    batch_size: int | None,
+    dtype: str,
+    device: Any = None,
+) -> dict[str, Any]:
+    """The features of random pictures, and what they must cost.
+
+    Args:
+        spec: the model's numbers.
+        extractor: makes them.
+        layers: that it makes.
+        pictures: how many.
+        batch_size: that are run together; default: the extractor's.
+        dtype: a torch dtype's name, of the products.
+        device: torch's, where they run.
+
+    Returns:
+        Operations of a picture; pictures a second; the rate of one product of the model's shape, and the pictures a
+        second that it would allow; the part of this limit that is reached.
+    """
+    inputs_BT = np.random.default_rng(0).integers(0, spec.num_colors, (pictures, spec.n_positions))
+    rows = batch_size or extractor.rows
+    extractor(inputs_BT[:rows])  # warms up
+    taken = seconds(lambda: [extractor(inputs_BT[start : start + rows]) for start in range(0, pictures, rows)])
+    operations = blocks_flops(spec, max(layers))
+    rate = matmul_rate(spec.n_positions, spec.n_embd, dtype, device)
+    limit = rate / max(operations, 1)
+    return {
+        "gflop_per_picture": round(operations / 1e9, 1),
+        "pictures_per_s": round(pictures / taken, 3),
+        "matmul_gflops": round(rate / 1e9),
+        "limit_pictures_per_s": round(limit, 3),
+        "part_of_limit": round(pictures / taken / limit, 3),
     }

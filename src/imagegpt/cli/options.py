@@ -1,0 +1,126 @@
+"""What the verbs share on the command line: kinds of arguments, and options that several have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter, Token
+
+from imagegpt.data.records import Source
+from imagegpt.data.sources import open_source
+from imagegpt.engine.backends import Precision
+from imagegpt.engine.features import Layer
+from imagegpt.errors import InputError
+from imagegpt.pipeline import ImageGPT
+
+
+def _whole(_: object, tokens: Sequence[Token]) -> int:
+    """A whole number; cyclopts by itself cuts 1.6 to 1."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+Json = Annotated[bool, Parameter("--json", negative="")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it runs.
+
+    Args:
+        model: "nano" (comes with the package), a model folder, or a Hugging Face Hub id.
+        device: cpu, cuda or mps; default: the best one here.
+        precision: fp32; int8 on a CPU, which is faster; bf16 or fp16 with the torch backend.
+        backend: onnx or torch; default: the faster one.
+    """
+
+    model: str = "nano"
+    device: str | None = None
+    precision: Precision = "fp32"
+    backend: Literal["onnx", "torch"] | None = None
+
+    def open(self) -> ImageGPT:
+        """The model."""
+        return ImageGPT.from_pretrained(self.model, device=self.device, precision=self.precision, backend=self.backend)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PaintOptions(ModelOptions):
+    """How to paint.
+
+    Args:
+        temperature: below 1 is safer, above 1 is wilder, 0 always takes the likeliest colour.
+        top_k: draw from the k likeliest colours only.
+        top_p: draw from the likeliest colours that together have this probability.
+        min_p: draw from colours at least this times as likely as the likeliest only.
+        seed: the same seed and command give the same pictures.
+        batch_size: samples that are drawn at once; default: what is fast and fits into memory.
+        json: print what was made as JSON.
+    """
+
+    temperature: float = 1.0
+    top_k: Whole | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: Whole = 0
+    batch_size: Whole | None = None
+    json: Json = False
+
+    def facts(self) -> dict[str, Any]:
+        """What a picture's file says of how it was made."""
+        return {"model": self.model, "precision": self.precision, **self.sampling()}
+
+    def sampling(self) -> dict[str, Any]:
+        """What decides which pictures come out; arguments of `ImageGPT.complete` and `.sample`."""
+        return {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DataOptions:
+    """Which records of DATA count.
+
+    Args:
+        limit: the first so many records only.
+        label_column: where a table keeps the labels; default: the column of that name or kind.
+        on_error: stop at a picture that can't be read, or skip it and list it.
+    """
+
+    limit: Whole | None = None
+    label_column: str | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+
+    def open(self, data: str) -> Source:
+        """What DATA is."""
+        return open_source(data, self.label_column, self.limit)
+
+
+def parse_layers(text: str) -> Layer:
+    """Layers as they are typed: "12", "4,8,12" or "all"."""
+    if text == "all":
+        return "all"
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"Layers are a number, several with commas between them, or all, not {text!r}.") from None
+
+
+def place_among_processes() -> tuple[int, int]:
+    """Which of how many processes this is, as torchrun tells them."""
+    rank, processes = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if rank is None or processes is None:
+        return 0, 1
+    try:
+        if 0 <= int(rank) < int(processes):
+            return int(rank), int(processes)
+    except ValueError:
+        pass
+    raise InputError(f"RANK={rank} and WORLD_SIZE={processes} in the environment name no process of a group.")
