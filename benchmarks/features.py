@@ -116,8 +116,11 @@ def _weights(spec: ModelSpec) -> Any:
     from imagegpt.model.heads import ImageGPTForCausalImageModeling
 
     torch.manual_seed(0)
-    numbers = {"n_embd": spec.n_embd, "n_layer": spec.n_layer, "n_head": spec.n_head}
-    return ImageGPTForCausalImageModeling(ImageGPTConfig(**numbers)).eval()
+    return ImageGPTForCausalImageModeling(ImageGPTConfig(**_shape(spec))).eval()
+
+
+def _shape(spec: ModelSpec) -> dict[str, Any]:
+    return {"n_embd": spec.n_embd, "n_layer": spec.n_layer, "n_head": spec.n_head}
 
 
 def _peer(spec: ModelSpec) -> Run:
@@ -125,8 +128,7 @@ def _peer(spec: ModelSpec) -> Run:
     from transformers.models.imagegpt.configuration_imagegpt import ImageGPTConfig as PeerConfig
     from transformers.models.imagegpt.modeling_imagegpt import ImageGPTModel as Peer
 
-    numbers = {"n_embd": spec.n_embd, "n_layer": spec.n_layer, "n_head": spec.n_head}
-    peer: Any = Peer(PeerConfig(**numbers)).eval()
+    peer: Any = Peer(PeerConfig(**_shape(spec))).eval()
     peer.load_state_dict(_weights(spec).transformer.state_dict(), strict=False)
 
     @torch.no_grad()

@@ -163,7 +163,9 @@ def _print(curve: Curve, low: list[dict[str, Any]]) -> None:
         table.add_row(row.name, *cells, f"{row.strength:.1e}", style="bold" if row is curve.best else "")
     Console().print(table)
     if low:
-        table = Table("labels a class", "top-1 %", "deviation", "folds")
+        table = Table("labels a class", "top-1 %", "deviation", "subsets")
         for row in low:
-            table.add_row(*(str(value) for value in row.values()))
+            deviation = "" if row["deviation"] is None else f"{100 * row['deviation']:.2f}"
+            cells = (row["labels_per_class"], f"{100 * row['mean']:.2f}", deviation, len(row["accuracies"]))
+            table.add_row(*map(str, cells))
         Console().print(table)
