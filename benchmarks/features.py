@@ -23,6 +23,7 @@ import cyclopts
 import numpy as np
 from numpy.typing import NDArray
 
+from imagegpt.engine.backends import TORCH_DTYPES
 from imagegpt.engine.cost import blocks_flops
 from imagegpt.engine.machine import matmul_rate, peak_memory
 from imagegpt.engine.onnx_weights import float_weights
@@ -148,7 +149,7 @@ def _ours(spec: ModelSpec, backend: str, precision: str) -> Run:
     model = _weights(spec)
     extractors: dict[int, Any] = {}
     if backend == "torch":
-        model = model.to(getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[precision]))
+        model = model.to(getattr(torch, TORCH_DTYPES[precision]))
     tensors = {name: value.detach().float().numpy() for name, value in model.state_dict().items()}
 
     def run(inputs: NDArray[np.int64], layer: int) -> NDArray[np.float32]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from imagegpt.bulk import Bulk
 from imagegpt.cli.main import main
 from imagegpt.errors import InputError
 from imagegpt.pipeline import ImageGPT
+from running import start, wait_for_parts
 
 OPTIONS = {"temperature": 1.0, "top_k": None, "top_p": None, "min_p": None, "seed": 0}
 
@@ -49,27 +49,8 @@ def command(tiny_folder: Path, *arguments: str) -> list[str]:
     return ["sample", "--model", str(tiny_folder), "--device", "cpu", "--out", "a.npz", *arguments]
 
 
-def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "imagegpt", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **variables},
-    )
-
-
 def parts() -> list[str]:
     return sorted(path.name for path in Path("a.npz.parts").glob("ids-*.npy"))
-
-
-def wait_for_parts(process: subprocess.Popen[str], count: int) -> None:
-    """Until so many parts are there; the process must still be at work."""
-    until = time.monotonic() + 120
-    while len(parts()) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 # --- one process

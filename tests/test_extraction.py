@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +21,7 @@ from imagegpt.errors import InputError
 from imagegpt.extraction import Extraction
 from imagegpt.feature_file import FORMATS, read_features
 from imagegpt.pipeline import ImageGPT
+from running import start, wait_for_parts
 
 CLASSES = ("ant", "bee", "cow")
 COUNT, PART = 11, 4
@@ -535,25 +534,6 @@ def command(many: Path, tiny_folder: Path, out: str) -> list[str]:
         *["features", str(many), "--model", str(tiny_folder), "--device", "cpu", "--backend", "onnx"],
         *["--layer", "1,2", "--out", out, "--json"],
     ]
-
-
-def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "imagegpt", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **variables},
-    )
-
-
-def wait_for_parts(process: subprocess.Popen[str], count: int, out: str) -> None:
-    """Until so many parts are there; the process must still be at work."""
-    until = time.monotonic() + 120
-    while len(parts(out)) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")

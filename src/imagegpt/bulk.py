@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from imagegpt import checkpoint
 from imagegpt.engine.warp import Sampling
 from imagegpt.errors import InputError, check_count, reason
+from imagegpt.files import write_array
 from imagegpt.painting import Progress, seeds_for
-from imagegpt.parts import Parts
+from imagegpt.parts import Parts, folder_of
 from imagegpt.pipeline import ImageGPT
 
 
@@ -52,7 +53,7 @@ class Bulk:
     @property
     def folder(self) -> Path:
         """Where the parts lie."""
-        return self._parts().folder
+        return folder_of(self.out)
 
     def run(self, progress: Progress | None = None) -> int:
         """Draw this process's parts that are missing; the first process then waits for the others' and joins all.
@@ -94,10 +95,8 @@ class Bulk:
         shape = (self.num, *self.model.grid, 3)
         size = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["part"]
         with zipfile.ZipFile(path, "w") as archive:
-            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-                _write_header(file, shape)
-                for number, part in enumerate(parts):
-                    file.write(self._pixels(part, min(size, self.num - number * size)).tobytes())
+            pixels = (self._pixels(part, min(size, self.num - number * size)) for number, part in enumerate(parts))
+            write_array(archive, "arr_0", np.dtype(np.uint8), shape, pixels)
             archive.writestr(zipfile.ZipInfo("run.json"), (self.folder / "run.json").read_bytes())
 
     def _joined(self) -> dict[str, Any]:
@@ -112,8 +111,3 @@ class Bulk:
         if ids.shape != (count, self.model.spec.n_positions):
             raise InputError(f"{path} holds {len(ids)} samples, not {count}; remove it and run again.")
         return self.model.codec.decode(ids)
-
-
-def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)

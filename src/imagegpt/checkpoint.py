@@ -85,6 +85,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def is_causal(folder: Path) -> bool:
+    """Whether a folder's model sees only the ids before each; False for a bidirectional (BERT) one."""
+    return read_config(folder).get("is_causal", True)
+
+
 def read_spec(folder: Path) -> ModelSpec:
     """The numbers of the model in a folder; an InputError says what is wrong with them."""
     config = read_config(folder)

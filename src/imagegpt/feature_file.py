@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.errors import InputError, MissingExtra, reason
+from imagegpt.files import write_array
 from imagegpt.tensors import read_metadata, read_tensors, write_tensors
 
 FORMATS = (".safetensors", ".npz", ".parquet")
@@ -103,11 +104,7 @@ class _Join:
     def _npz(self, path: Path) -> None:
         with zipfile.ZipFile(path, "w") as archive:
             for name, (dtype, shape) in self.entries.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, header)
-                    for chunk in self._chunks(name):
-                        file.write(chunk.tobytes())
+                write_array(archive, name, dtype, shape, self._chunks(name))
             archive.writestr(zipfile.ZipInfo("run.json"), self.facts)  # without the time: the same run, the same bytes
 
     def _parquet(self, path: Path) -> None:

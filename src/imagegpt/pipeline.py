@@ -280,7 +280,7 @@ class ImageGPT:
         if batch_size is not None:
             check_count("batch_size", batch_size)
         extractor = self.extractor(layers, pool, backend or self.feature_backend(layers, len(ids_BT)))
-        inputs_BT = inputs_of(ids_BT, self.spec.sos, self._is_causal)
+        inputs_BT = inputs_of(ids_BT, self.spec.sos, checkpoint.is_causal(self.path))
         shape = (self.spec.n_embd,) if pool == "mean" else (self.spec.n_positions, self.spec.n_embd)
         found = {layer: np.empty((len(ids_BT), *shape), np.float32) for layer in layers}
         rows = batch_size or extractor.rows
@@ -313,10 +313,6 @@ class ImageGPT:
                 opened = TorchFeatures(self.model, layers, pool)
             self._extractor = key, opened
         return self._extractor[1]
-
-    @property
-    def _is_causal(self) -> bool:
-        return checkpoint.read_config(self.path).get("is_causal", True)
 
     def _paint(self, job: Job, every: int | None = None) -> Iterator[Result]:
         return paint(job, self.backend, self.decode, every)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from imagegpt.cli.main import main
 from imagegpt.data.records import Source
 from imagegpt.feature_file import read_features
 from imagegpt.pipeline import ImageGPT
+from running import start, wait_for_parts
 
 COUNT = 6
 
@@ -265,26 +264,8 @@ def test_help_names_every_option(capsys):
 # What ends it.
 
 
-def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "imagegpt", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **variables},
-    )
-
-
 def parts() -> list[str]:
     return sorted(path.name for path in Path("a.npz.parts").glob("part-*"))
-
-
-def wait_for_parts(process: subprocess.Popen[str], count: int) -> None:
-    until = time.monotonic() + 120
-    while len(parts()) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 def test_ctrl_c_says_where_the_parts_are_and_how_to_go_on(place, model):

@@ -8,7 +8,7 @@ from cyclopts import App
 
 from imagegpt.cli.options import Json, ModelOptions, Whole, parse_layers
 from imagegpt.cli.output import print_record
-from imagegpt.engine.backends import Precision
+from imagegpt.engine.backends import TORCH_DTYPES, Precision
 from imagegpt.engine.features import layers_of
 from imagegpt.errors import InputError, check_count
 from imagegpt.pipeline import ImageGPT
@@ -79,11 +79,11 @@ def features(
     if batch_size is not None:
         check_count("--batch-size", batch_size)
     opened = options.open()
-    layers = layers_of(None if layer is None else parse_layers(layer), opened.spec.n_layer)
+    layers = layers_of(parse_layers(layer), opened.spec.n_layer)
     backend = opened.feature_backend(layers, MANY)
     extractor = opened.extractor(layers, "mean", backend)
     device = opened.model.device if backend == "torch" else None
     record = {"model": options.model, "layers": layers, "precision": options.precision}
     record |= {"backend": backend, "pictures": pictures}
-    dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(options.precision, "float32")
+    dtype = TORCH_DTYPES.get(options.precision, "float32")
     print_record(record | measure_features(opened.spec, extractor, layers, pictures, batch_size, dtype, device), json_)

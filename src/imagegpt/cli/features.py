@@ -19,7 +19,7 @@ from imagegpt.errors import Interrupted
 from imagegpt.extraction import Dtype, Extraction
 from imagegpt.feature_file import read_features
 from imagegpt.files import check_writable
-from imagegpt.parts import folder_of, refuse_existing
+from imagegpt.parts import folder_of
 
 
 def features(
@@ -54,11 +54,9 @@ def features(
     model, options = model or ModelOptions(), options or DataOptions()
     check_writable(out)
     rank, processes = place_among_processes()
-    if rank == 0:
-        refuse_existing(out)  # before anything is read
     source = options.open(data)
     opened = model.open()
-    layers = layers_of(None if layer is None else parse_layers(layer), opened.spec.n_layer)
+    layers = layers_of(parse_layers(layer), opened.spec.n_layer)
     run = Extraction(opened, source, layers, pool, dtype, options.on_error, batch_size)
     began = time.perf_counter()
     try:

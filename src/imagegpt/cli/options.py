@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 
-from imagegpt.data.records import Source
-from imagegpt.data.sources import open_source
 from imagegpt.engine.backends import Precision
 from imagegpt.engine.features import Layer
 from imagegpt.errors import InputError
 from imagegpt.pipeline import ImageGPT
+
+if TYPE_CHECKING:
+    from imagegpt.data.records import Source
 
 
 def _whole(_: object, tokens: Sequence[Token]) -> int:
@@ -100,13 +101,15 @@ class DataOptions:
 
     def open(self, data: str) -> Source:
         """What DATA is."""
+        from imagegpt.data.sources import open_source  # only some verbs read any
+
         return open_source(data, self.label_column, self.limit)
 
 
-def parse_layers(text: str) -> Layer:
-    """Layers as they are typed: "12", "4,8,12" or "all"."""
-    if text == "all":
-        return "all"
+def parse_layers(text: str | None) -> Layer:
+    """Layers as they are typed: "12", "4,8,12" or "all"; `None` stays."""
+    if text is None or text == "all":
+        return text
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from imagegpt.data.records import Record, Source
+from imagegpt.data.records import Record, Source, are_labels
 from imagegpt.errors import InputError, reason
 
 PICTURES, LABELS = ("images", "x", "data", "arr_0"), ("labels", "y", "label")
@@ -73,7 +73,7 @@ def _pictures(path: Path, name: str) -> NDArray[np.uint8]:
 
 def _labels(path: Path, name: str, count: int) -> NDArray[Any]:
     labels = _read(path, name)
-    if labels.dtype.kind not in "biuf" or labels.ndim not in (1, 2) or len(labels) != count:
+    if not are_labels(labels, count):
         raise InputError(f"{path}: {name} is {labels.dtype} {labels.shape}; there should be {count} labels.")
     return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # as MedMNIST writes them
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -91,8 +92,12 @@ class Source:
     def fingerprint(self) -> str:
         """A hex digest of the content: of labels, names of classes, and bytes of pictures or ids, in their order.
 
-        It reads everything, and depends neither on where the data lies nor on which kind of DATA holds it.
+        It reads everything, once, and depends neither on where the data lies nor on which kind of DATA holds it.
         """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         made_by = [self.tokens.codec, *self.tokens.grid] if self.tokens else None
         _add(digest, json.dumps([self.length, self.classes, made_by]).encode())
@@ -132,6 +137,11 @@ def read_record(record: Record, on_error: OnError = "raise") -> Image.Image | st
         if on_error == "raise":
             raise InputError(told) from None
         return told
+
+
+def are_labels(labels: NDArray[Any], count: int) -> bool:
+    """Whether an array can be the labels of so many records: a number each, or several."""
+    return labels.dtype.kind in "biuf" and labels.ndim in (1, 2) and len(labels) == count
 
 
 def spans(lengths: Iterable[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:

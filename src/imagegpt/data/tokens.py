@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagegpt.data.records import Record, Source, Tokens
+from imagegpt.data.records import Record, Source, Tokens, are_labels
 from imagegpt.errors import InputError, reason
 
 META, IDS, LABELS = "meta.json", "ids.npy", "labels.npy"
@@ -35,7 +35,7 @@ def open_tokens(folder: Path, name: str) -> Source:
             f"{folder / IDS} holds {ids_NT.dtype} {ids_NT.shape}; by {META} it should be uint16 {(count, length)}."
         )
     labels = _map(folder / LABELS) if (folder / LABELS).exists() else None
-    if labels is not None and (labels.dtype.kind not in "biuf" or labels.ndim not in (1, 2) or len(labels) != count):
+    if labels is not None and not are_labels(labels, count):
         raise InputError(f"{folder / LABELS} holds {labels.dtype} {labels.shape}; it should have {count} numbers.")
 
     def records(start: int, stop: int) -> Iterator[Record]:

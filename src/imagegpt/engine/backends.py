@@ -67,10 +67,9 @@ def choose_backend(folder: Path, spec: ModelSpec, device: str | None, precision:
 def choose_for_features(folder: Path, spec: ModelSpec, device: str | None, precision: str, operations: int) -> str:
     """ "onnx" or "torch", whichever has so many operations' worth of features sooner; start-up counts too.
 
-    On a CPU torch is about an eighth faster (docs/log.md), and takes some seconds to import.
+    On a CPU torch is about a sixth faster (benchmarks/RESULTS.md), and takes some seconds to import.
     """
-    causal = checkpoint.read_config(folder).get("is_causal", True)
-    if not causal or not _is_for_onnx(folder, spec, device, precision):
+    if not checkpoint.is_causal(folder) or not _is_for_onnx(folder, spec, device, precision):
         return "torch"
     soon = operations < WORTH_TORCH and "torch" not in sys.modules
     return "onnx" if soon or precision == "int8" else "torch"
@@ -147,7 +146,7 @@ def open_onnx_features(
     """Features of a folder's model in onnxruntime."""
     from imagegpt.engine.onnx_features import OnnxFeatures
 
-    if not checkpoint.read_config(folder).get("is_causal", True):
+    if not checkpoint.is_causal(folder):
         raise InputError(f'{folder} is a bidirectional (BERT) model; its features need backend="torch".')
     return OnnxFeatures(spec, _weights(folder, spec, precision), layers, pool)
 

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.errors import InputError
+from imagegpt.painting import Progress
 from imagegpt.probe.samples import Index, Split, chunks, folds_of, hold_out
 
 if TYPE_CHECKING:
     from imagegpt.probe.linear import LinearProbe
-
-Progress = Callable[[int, int], None]
 
 
 class Candidate(NamedTuple):
