@@ -63,6 +63,7 @@ class Source:
         labelled: whether its records have labels.
         classes: names of the classes, by label; empty where there are none.
         tokens: what made the ids; `None` where there are pictures.
+        ids_NT: all the ids, mapped into memory, where the source holds ids; `length` may be less.
     """
 
     path: str
@@ -71,6 +72,7 @@ class Source:
     labelled: bool = False
     classes: tuple[str, ...] = ()
     tokens: Tokens | None = None
+    ids_NT: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return self.length

@@ -43,7 +43,7 @@ def open_tokens(folder: Path, name: str) -> Source:
             label = None if labels is None else labels[number].tolist()
             yield Record(f"{name}, row {number}", label=label, ids=ids_NT[number])
 
-    return Source(name, count, records, labels is not None, classes, tokens)
+    return Source(name, count, records, labels is not None, classes, tokens, ids_NT)
 
 
 def _read_meta(path: Path) -> tuple[Tokens, int, tuple[str, ...]]:

@@ -1,0 +1,1 @@
+"""Training: objectives, optimisers, the one loop, its checkpoints, and what a run must cost."""
