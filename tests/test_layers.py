@@ -16,6 +16,7 @@ ROOT = Path(imagegpt.__file__).parent
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "figures": 0,
     "tensors": 0,
     "spec": 0,
     "config": 0,
@@ -30,6 +31,7 @@ LAYERS = {
     "parts": 3,
     "feature_file": 3,
     "extraction": 3,
+    "tokenization": 3,
     "bulk": 3,
     "registration": 3,
     "data": 2,

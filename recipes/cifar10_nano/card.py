@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from imagegpt import ImageGPT, __version__
+from imagegpt.data.records import read_records
+from imagegpt.data.sources import open_source
 from imagegpt.files import write_text, write_whole
 from imagegpt.sheet import sample_sheet
-from train import read_pictures
 
 SAMPLE_SEED = 0
 SAMPLES = 36
@@ -40,10 +41,10 @@ def card(*, data: Path, model: str = "nano", limit: int | None = None, batch: in
         write: also write the card, the figures and a sheet of samples into the model's folder.
     """
     pipeline = ImageGPT.from_pretrained(model)
-    pictures = read_pictures(data / "validation.parquet")[:limit]
+    pictures = read_pictures(data, "validation")[:limit]
     ids_BT = pipeline.codec.encode(pictures).reshape(len(pictures), -1)
     scores = nats_per_picture(pipeline, ids_BT, batch)
-    train_BT = pipeline.codec.encode(read_pictures(data / "train.parquet")).reshape(-1, ids_BT.shape[1])
+    train_BT = pipeline.codec.encode(read_pictures(data, "train")).reshape(-1, ids_BT.shape[1])
     mean = scores.mean()
     figures: dict[str, Any] = {
         "pictures": len(scores),
@@ -59,6 +60,12 @@ def card(*, data: Path, model: str = "nano", limit: int | None = None, batch: in
     print(json.dumps(figures, indent=2))
     if write:
         write_card(pipeline, figures)
+
+
+def read_pictures(data: Path, split: str) -> NDArray[np.uint8]:
+    """All pictures of a split, which must have one size: (n, height, width, 3)."""
+    records = read_records(open_source(f"{data}:{split}"))
+    return np.stack([np.asarray(picture) for _, picture in records])
 
 
 @torch.inference_mode()

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from imagegpt import __version__, checkpoint
 from imagegpt.codec.pictures import OnError
 from imagegpt.data.ids import read_ids
-from imagegpt.data.records import Label, Source
+from imagegpt.data.records import Source, label_array
 from imagegpt.engine.features import Pool, check_pool
-from imagegpt.errors import InputError, check_count
+from imagegpt.errors import check_count
 from imagegpt.feature_file import check_format, join_parts, name_of, read_features, write_part
 from imagegpt.painting import Progress
 from imagegpt.parts import Parts, folder_of, refuse_existing
@@ -144,14 +144,5 @@ class Extraction:
         }
         arrays["numbers"] = numbers
         if self.source.labelled:
-            arrays["labels"] = _labels([label for batch in batches for label in batch.labels or ()], numbers)
+            arrays["labels"] = label_array([label for batch in batches for label in batch.labels or ()], numbers)
         write_part(path, arrays, [sentence for batch in batches for sentence in batch.skipped])
-
-
-def _labels(labels: Sequence[Label | None], numbers: NDArray[np.int64]) -> NDArray[Any]:
-    """Labels as an array: int64, or float64 where they are no whole numbers; (N, ...) where each is several."""
-    missing = [number for number, label in zip(numbers, labels, strict=True) if label is None]
-    if missing:
-        raise InputError(f"Record {missing[0]} has no label, and others have; give all of them labels, or none.")
-    array = np.asarray(labels)
-    return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)

@@ -144,7 +144,56 @@ def test_the_first_bad_picture_stops_the_reading(mixed):
     assert str(error.value) == f"{mixed}/001.png is not a picture in a format that can be read."
 
 
+# --- other views
+
+
+def numbered(image: Image.Image, number: int) -> np.ndarray:
+    """The picture on the grid, and its record's number in the first pixel."""
+    grid = FRAMING.apply(image).copy()
+    grid[0, 0] = number
+    return grid
+
+
+@pytest.mark.parametrize("batch", [1, 7, TASK, 1000])
+@pytest.mark.parametrize(("start", "stop"), [(0, None), (5, 40), (COUNT - 1, None)])
+def test_a_view_gets_each_picture_with_its_number(data, batch, start, stop):
+    source = open_source(data)
+    batches = list(read_ids(source, CODEC, FRAMING, start=start, stop=stop, batch=batch, view=numbered))
+    expected = one_by_one(source)
+    expected[:, 0] = CODEC.encode(np.arange(COUNT, dtype=np.uint8)[:, None].repeat(3, 1))
+    np.testing.assert_array_equal(joined(batches), expected[start:stop])
+
+
+def test_a_view_is_not_asked_about_bad_pictures(mixed):
+    seen = []
+
+    def view(image, number):
+        seen.append(number)
+        return numbered(image, number)
+
+    batches = list(read_ids(open_source(mixed), CODEC, FRAMING, "skip", batch=7, view=view))
+    good = [number for number in range(COUNT) if number % 3 != 1]
+    assert sorted(seen) == good
+    grids = [numbered(solid(number), number) for number in good]
+    np.testing.assert_array_equal(joined(batches), [CODEC.encode(grid).reshape(-1) for grid in grids])
+
+
+def test_what_a_view_raises_arrives(data):
+    def view(image, number):
+        raise ZeroDivisionError if number == TASK + 1 else InputError("never")
+
+    with pytest.raises(InputError, match="never"):
+        list(read_ids(open_source(data), CODEC, FRAMING, view=view))
+    with pytest.raises(ZeroDivisionError):
+        list(read_ids(open_source(data), CODEC, FRAMING, start=TASK + 1, view=view))
+
+
 # --- ids
+
+
+def test_there_is_no_view_of_stored_ids(tmp_path):
+    with pytest.raises(InputError, match="holds ids, and views are made of pictures"):
+        read_ids(tokens(tmp_path), CODEC, FRAMING, view=numbered)
 
 
 def test_stored_ids_are_taken_as_they_are(tmp_path):

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from imagegpt.codec.palette import PaletteCodec
 from imagegpt.data.records import Tokens
 from imagegpt.data.sources import open_source
+from imagegpt.data.tokens import verify
 from imagegpt.errors import InputError
 from making import CLASSES, ids_of, put, tokenise
 
 IDS = ids_of([5, 7, 9])
+CODEC = PaletteCodec(np.random.default_rng(0).uniform(-1, 1, (16, 3)))
+ZEROS = "0" * 64
 
 
 def test_a_tokenised_folder_has_ids_labels_and_says_what_made_them(tmp_path):
@@ -110,3 +120,89 @@ def test_pickled_objects_are_not_read(tmp_path):
     tokenise(tmp_path, np.array([{}, {}, {}], object), count=3)
     with pytest.raises(InputError, match=r"ids\.npy can't be read: "):
         open_source(tmp_path)
+
+
+# --- the palette and the checksums, which may be missing
+
+
+def checked(folder, labels=(1, 0, 1)):
+    """A tokenised folder with the checksums of its files."""
+    tokenise(folder, IDS, labels)
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.npy")}
+    return tokenise(folder, IDS, labels, codec=CODEC.fingerprint, clusters=CODEC.clusters.tolist(), checksums=sums)
+
+
+def test_the_palette_and_the_checksums_come_along(tmp_path):
+    tokens = open_source(checked(tmp_path)).tokens
+    assert tokens is not None and tokens.clusters is not None and tokens.checksums is not None
+    assert tokens.clusters.dtype == np.float32
+    np.testing.assert_array_equal(tokens.clusters, CODEC.clusters)
+    assert sorted(tokens.checksums) == ["ids.npy", "labels.npy"]
+    assert tokens == Tokens(CODEC.fingerprint, (2, 3))
+    assert repr(tokens) == f"Tokens(codec={CODEC.fingerprint!r}, grid=(2, 3))"
+
+
+def test_a_folder_without_them_is_read_and_vouches_for_nothing(tmp_path):
+    tokens = open_source(tokenise(tmp_path, IDS)).tokens
+    assert tokens is not None
+    assert (tokens.clusters, tokens.checksums) == (None, None)
+    assert verify(tmp_path) is False
+
+
+@pytest.mark.parametrize("labels", [None, [1, 0, 1]])
+def test_what_is_whole_is_verified(tmp_path, labels):
+    assert verify(checked(tmp_path, labels)) is True
+    assert verify(str(tmp_path)) is True
+
+
+@given(name=st.sampled_from(["ids.npy", "labels.npy"]), place=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_one_bit_that_has_changed_is_found(name, place, bit):
+    with tempfile.TemporaryDirectory() as folder:
+        path = checked(Path(folder)) / name
+        content = bytearray(path.read_bytes())
+        content[place % len(content)] ^= 1 << bit
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name[:-4]}\.npy is damaged: its bytes are not those") as error:
+            verify(folder)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "labels.npy"])
+def test_a_file_that_is_gone_or_cut_off_is_named(tmp_path, name):
+    path = checked(tmp_path) / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=rf"{name[:-4]}\.npy is damaged"):
+        verify(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"{name[:-4]}\.npy can't be read: No such file"):
+        verify(tmp_path)
+
+
+def test_labels_that_came_later_are_named(tmp_path):
+    np.save(checked(tmp_path, None) / "labels.npy", [0, 1, 0])
+    with pytest.raises(InputError, match=r"labels\.npy is there, and meta\.json has no checksum of it"):
+        verify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("meta", "told"),
+    [
+        ({"clusters": CODEC.clusters[::-1].tolist(), "codec": CODEC.fingerprint}, "clusters have the fingerprint"),
+        ({"clusters": [[0, 0]]}, r"A palette is an array of K colours, shape \(K, 3\)"),
+        ({"clusters": "red"}, ""),
+        ({"checksums": {}}, "checksums must be the SHA-256 digests"),
+        ({"checksums": {"labels.npy": ZEROS}}, "checksums must be the SHA-256 digests"),
+        ({"checksums": {"ids.npy": "0" * 63}}, "checksums must be the SHA-256 digests"),
+        ({"checksums": {"ids.npy": ZEROS, "../ids.npy": ZEROS}}, "checksums must be the SHA-256 digests"),
+        ({"checksums": {"ids.npy": None}}, ""),
+        ({"checksums": ["ids.npy"]}, ""),
+        ({"checksums": 3}, ""),
+    ],
+    ids=str,
+)
+def test_a_palette_or_checksums_that_can_not_be_are_refused(tmp_path, meta, told):
+    tokenise(tmp_path, IDS, **meta)
+    for read in (open_source, verify):
+        with pytest.raises(InputError, match=rf"meta\.json can't be used: .*{told}") as error:
+            read(tmp_path)
+        assert "\n" not in str(error.value)

@@ -10,10 +10,16 @@ import pytest
 from imagegpt.checkpoint import EMBEDDED, load_tensors, read_spec
 from imagegpt.engine.cost import (
     PROMPT_IDS,
+    Training,
+    block_activations,
+    block_numbers,
     cache_numbers,
     decode_memory,
     forward_flops,
+    held_numbers,
     step_bytes,
+    training_flops,
+    training_memory,
     weight_memory,
     weight_numbers,
 )
@@ -137,3 +143,134 @@ def test_memory_of_decoding_holds_at_least_the_buffers():
     buffers = sum(cache.nbytes for cache in rows.caches.values())
     assert buffers == spec.n_positions * cache_numbers(spec) * 4 * 3
     assert buffers < decode_memory(spec, 3, 1, 0, 4) < 1.1 * buffers
+
+
+def eager_operations_of_a_step(spec, checkpointing):
+    """Operations that torch counts in a training step of two rows."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = model_of(spec).train()
+    model.set_attn_implementation("eager")
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with FlopCounterMode(display=False) as counter:
+        model.image_loss(torch.zeros((2, spec.n_positions), dtype=torch.long)).backward()
+    return counter.get_total_flops()
+
+
+@each_spec
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_training_step_s_operations_are_those_that_torch_counts(spec, checkpointing):
+    length = spec.n_positions
+    attended = sum(spec.heads(layer) * spec.head_width for layer in range(spec.n_layer))
+    # Eager attention computes the scores of later ids too, and its gradients.
+    later, again = 4 * attended * (length**2 - length * (length + 1) // 2), 0
+    head = 2 * length * spec.n_embd if spec.tie_word_embeddings else 0  # the start token's logit
+    if checkpointing:
+        # The last product of a block is not run again: nothing needs its result.
+        again = 2 * length * spec.inner_width * spec.n_embd * spec.n_layer
+    unneeded = 2 * (3 * (later + head) + (later if checkpointing else 0) - again)
+    assert training_flops(spec, 2, checkpointing) == eager_operations_of_a_step(spec, checkpointing) - unneeded
+
+
+def saved_bytes(spec, run):
+    """Bytes that a real forward keeps for its backward pass, parameters left out."""
+    import torch
+
+    model = model_of(spec).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = run.dropout
+    own, kept = {weight.untyped_storage().data_ptr() for weight in model.parameters()}, {}
+
+    def pack(tensor):
+        if tensor.is_floating_point() and tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=run.half):
+            loss = model.image_loss(torch.zeros((run.rows, spec.n_positions), dtype=torch.long))
+    assert loss.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+@each_spec
+@pytest.mark.parametrize("half", [False, True])
+def test_what_a_forward_keeps_is_what_autograd_saves(spec, half):
+    run = Training(rows=3, half=half)
+    ids = run.rows * spec.n_positions
+    parts = training_memory(spec, run)
+    kept = sum(ids * block_activations(spec, layer, run) for layer in range(spec.n_layer))
+    kept += ids * (4 + run.number) * spec.n_embd  # of the final norm
+    logarithms = 4 * ids * spec.num_colors
+    saved = saved_bytes(spec, run)
+    copies = saved - kept - logarithms
+    if half:
+        # Autocast's copies of the matrices; those of the biases are not needed again.
+        matrices = held_numbers(spec, blocks_matrices=True) + spec.num_colors * spec.n_embd
+        extra = 2 * spec.n_embd if spec.tie_word_embeddings else 0  # the start token's row
+        assert 2 * matrices <= copies <= 2 * matrices + extra + 64
+    else:
+        assert 0 <= copies <= 64
+    assert parts["activations"] <= kept
+
+
+def test_dropout_keeps_a_number_for_each_element_on_a_cpu():
+    plain, dropped = Training(rows=2, cpu=True), Training(rows=2, dropout=0.1, cpu=True)
+    ids = 2 * SMALL.n_positions
+    more = saved_bytes(SMALL, dropped) - saved_bytes(SMALL, plain)
+    masks = ids * SMALL.n_embd * 4 * (2 * SMALL.n_layer + 1)
+    logarithms = 4 * ids * sum(SMALL.heads(layer) for layer in range(SMALL.n_layer))  # attention with dropout has none
+    assert more == masks - logarithms
+    assert block_activations(SMALL, 0, dropped) - block_activations(SMALL, 0, plain) == 2 * 4 * SMALL.n_embd
+
+
+@each_spec
+def test_numbers_that_a_process_holds_are_those_of_the_parameters(spec):
+    model = model_of(spec)
+    assert held_numbers(spec) == sum(weight.numel() for weight in model.parameters())
+    assert held_numbers(spec) == spec.num_parameters
+    assert block_numbers(spec) == [sum(weight.numel() for weight in block.parameters()) for block in model.transformer.h]
+    matrices = [weight for block in model.transformer.h for weight in block.parameters() if weight.ndim == 2]
+    assert held_numbers(spec, blocks_matrices=True) == sum(weight.numel() for weight in matrices)
+
+
+@each_spec
+def test_muon_has_the_moments_that_are_planned(spec):
+    import torch
+
+    from imagegpt.train.optimizers import optimizers_of
+    from imagegpt.train.recipe import Optimization
+
+    for kind in ("adamw", "muon"):
+        model = model_of(spec)
+        model.image_loss(torch.zeros((1, spec.n_positions), dtype=torch.long)).backward()
+        held = 0
+        for optimizer in optimizers_of(model, Optimization(optimizer=kind), torch.float32):
+            optimizer.step()
+            states = [value for state in optimizer.state.values() for value in state.values()]
+            held += sum(value.nbytes for value in states if isinstance(value, torch.Tensor) and value.numel() > 1)
+        assert held == training_memory(spec, Training(rows=1, optimizer=kind))["optimizer"]
+
+
+def test_what_options_do_to_the_memory():
+    spec, run = SIZES["medium"], Training(rows=4, half=True)
+    total = {
+        name: sum(training_memory(spec, dataclasses.replace(run, **change)).values())
+        for name, change in {
+            "plain": {},
+            "fp32": {"half": False},
+            "checkpointing": {"checkpointing": True},
+            "fsdp": {"ranks": 8, "strategy": "fsdp"},
+            "ddp": {"ranks": 8},
+            "ema": {"ema": True},
+            "muon": {"optimizer": "muon"},
+            "rows": {"rows": 2},
+            "dropout": {"dropout": 0.1},
+        }.items()
+    }
+    smaller = {name for name, value in total.items() if value < total["plain"]}
+    assert smaller == {"checkpointing", "fsdp", "muon", "rows"}
+    assert total["ddp"] - total["plain"] == 4 * spec.num_parameters == total["ema"] - total["plain"]

@@ -31,8 +31,8 @@ def curve(knn=0.5, ridge=0.55) -> Curve:
 def drawn(monkeypatch):
     """The figures, before they are written."""
     figures = []
-    save = plot._save
-    monkeypatch.setattr(plot, "_save", lambda path, figure: (figures.append(figure), save(path, figure)))
+    save = plot.save_figure
+    monkeypatch.setattr(plot, "save_figure", lambda path, figure: (figures.append(figure), save(path, figure)))
     return figures
 
 

@@ -31,21 +31,28 @@ def norm(x, weight, eps):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
 
 
-def attention(q_TH, k_TH, v_TH, scale):
-    """One head: id t sees ids 0..t."""
+def attention(q_TH, k_TH, v_TH, scale, causal=True):
+    """One head: id t sees ids 0..t, or all of them."""
     out = np.empty_like(v_TH)
     for t in range(len(q_TH)):
-        scores = k_TH[: t + 1] @ q_TH[t] * scale
+        seen = t + 1 if causal else len(k_TH)
+        scores = k_TH[:seen] @ q_TH[t] * scale
         weights = np.exp(scores - scores.max())
-        out[t] = weights @ v_TH[: t + 1] / weights.sum()
+        out[t] = weights @ v_TH[:seen] / weights.sum()
     return out
 
 
-def logits(state, config, ids):
-    """(T, K) logits of one row of ids; `state` maps a checkpoint's names to arrays."""
+def logits(state, config, ids, hidden=None, causal=True):
+    """(T, K) logits of one row of ids; `state` maps a checkpoint's names to arrays.
+
+    Where `hidden` is True an id has no content, only its position.
+    """
     w = {name: np.asarray(value, np.float64) for name, value in state.items()}
     eps = config["layer_norm_epsilon"]
-    x = w["transformer.wte.weight"][ids] + w["transformer.wpe.weight"][: len(ids)]
+    content = w["transformer.wte.weight"][ids]
+    if hidden is not None:
+        content[hidden] = 0
+    x = content + w["transformer.wpe.weight"][: len(ids)]
     head_width = x.shape[1] // config["n_head"]
     for layer in range(config["n_layer"]):
         at = f"transformer.h.{layer}."
@@ -56,7 +63,7 @@ def logits(state, config, ids):
         q, k, v = np.split(normed @ w[at + "attn.c_attn.weight"] + w[at + "attn.c_attn.bias"], 3, axis=1)
         heads = q.shape[1] // head_width  # those that are not pruned
         parts = [slice(n * head_width, (n + 1) * head_width) for n in range(heads)]
-        attended = np.concatenate([attention(q[:, part], k[:, part], v[:, part], scale) for part in parts], axis=1)
+        attended = np.concatenate([attention(q[:, part], k[:, part], v[:, part], scale, causal) for part in parts], axis=1)
         x = x + attended @ w[at + "attn.c_proj.weight"] + w[at + "attn.c_proj.bias"]
         inner = norm(x, w[at + "ln_2.weight"], eps) @ w[at + "mlp.c_fc.weight"] + w[at + "mlp.c_fc.bias"]
         inner = ACTIVATIONS[config["activation_function"]](inner)

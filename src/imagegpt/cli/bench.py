@@ -14,6 +14,7 @@ from imagegpt.errors import InputError, check_count
 from imagegpt.pipeline import ImageGPT
 
 bench = App(name="bench", help="Measure how fast this machine is, and what the limit is.")
+bench.command("imagegpt.cli.bench_data:data", name="data", help="Time the batches that training reads.")
 MANY = 1 << 20  # pictures: what is chosen for long runs is measured
 NUMBER_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
 

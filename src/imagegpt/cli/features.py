@@ -13,9 +13,8 @@ from imagegpt.cli.options import (
     parse_layers,
     place_among_processes,
 )
-from imagegpt.cli.output import print_record, working
+from imagegpt.cli.output import keeping, print_record, working
 from imagegpt.engine.features import Pool, layers_of
-from imagegpt.errors import Interrupted
 from imagegpt.extraction import Dtype, Extraction
 from imagegpt.feature_file import read_features
 from imagegpt.files import check_writable
@@ -59,15 +58,8 @@ def features(
     layers = layers_of(parse_layers(layer), opened.spec.n_layer)
     run = Extraction(opened, source, layers, pool, dtype, options.on_error, batch_size)
     began = time.perf_counter()
-    try:
-        with working("features", "pictures", before="loading the model") as progress:
-            made = run.run(out, rank, processes, progress if rank == 0 else None)
-    except KeyboardInterrupt:
-        if not folder_of(out).exists():
-            raise
-        raise Interrupted(
-            f"Interrupted; what is done is kept in {folder_of(out)}: the same command continues."
-        ) from None
+    with keeping(folder_of(out)), working("features", "pictures", before="loading the model") as progress:
+        made = run.run(out, rank, processes, progress if rank == 0 else None)
     if rank == 0:
         seconds = time.perf_counter() - began
         written = read_features(out)

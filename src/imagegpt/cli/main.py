@@ -28,8 +28,11 @@ app.command("imagegpt.cli.sample:sample", name="sample", help="Paint pictures fr
 app.command("imagegpt.cli.features:features", name="features", help="Write what the network's layers say of pictures.")
 app.command("imagegpt.cli.probe:probe", name="probe", help="Find out which layer knows the classes of pictures best.")
 app.command("imagegpt.cli.classify:classify", name="classify", help="Tell what pictures show, by a probe.")
+app.command("imagegpt.cli.tokenize:tokenize", name="tokenize", help="Turn pictures into the ids of a palette, once.")
+app.command("imagegpt.cli.train:trainer", name="train", help="Train a network on pictures, from their pixels alone.")
 app.command("imagegpt.cli.palette:palette", name="palette", help="Fit a palette to your pictures, or look at one.")
 app.command("imagegpt.cli.bench:bench", name="bench", help="Measure how fast this machine is.")
+app.command("imagegpt.cli.plan:plan", name="plan", help="Say what a training run will cost.")
 app.command("imagegpt.cli.info:info", name="info", help="Show what a model is: shape, files, palette.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -114,6 +115,14 @@ def parse_layers(text: str | None) -> Layer:
         return [int(number) for number in text.split(",")]
     except ValueError:
         raise InputError(f"Layers are a number, several with commas between them, or all, not {text!r}.") from None
+
+
+def parse_grid(text: str) -> tuple[int, int]:
+    """A grid as it is typed: "32x48" is 32 rows of 48 ids."""
+    sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    if sides is None:
+        raise InputError(f"--grid is HEIGHTxWIDTH, such as 32x32, not {text!r}.")
+    return int(sides[1]), int(sides[2])
 
 
 def place_among_processes() -> tuple[int, int]:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from imagegpt import __version__
 from imagegpt.cli.options import PaintOptions
-from imagegpt.errors import InputError
+from imagegpt.errors import InputError, Interrupted
 from imagegpt.files import check_writable, make_folder, write_whole
 from imagegpt.painting import Progress as OnProgress
 
@@ -100,6 +100,17 @@ def working(words: str, unit: str, before: str | None = None) -> Iterator[OnProg
             progress.update(task, description=words, completed=done, total=total, rate=rate)
 
         yield on_progress
+
+
+@contextmanager
+def keeping(folder: Path) -> Iterator[None]:
+    """Say of a run that Ctrl-C stops that its parts are kept, once there are any in their folder."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not folder.exists():
+            raise
+        raise Interrupted(f"Interrupted; what is done is kept in {folder}: the same command continues.") from None
 
 
 def painting(words: str) -> AbstractContextManager[OnProgress]:

@@ -12,13 +12,12 @@ from cyclopts import App
 from numpy.typing import NDArray
 from PIL import Image
 
-from imagegpt.checkpoint import find_model
 from imagegpt.cli.options import Json, Whole
 from imagegpt.cli.output import print_record, working
 from imagegpt.codec.fit import PIXELS, PixelSample, cluster_colors, palette_error
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import OnError
-from imagegpt.codec.preprocessor_file import load_preprocessor
+from imagegpt.codec.preprocessor_file import find_palette
 from imagegpt.data.records import Source, read_records
 from imagegpt.data.sources import open_source
 from imagegpt.errors import InputError
@@ -86,7 +85,7 @@ def show(source: str = "nano", *, out: Path | None = None, json_: Json = False) 
         out: a picture of the colours (.png).
         json_: print the numbers as JSON.
     """
-    codec = PaletteCodec.load(source) if source.endswith(".npy") else load_preprocessor(find_model(source))[0]
+    codec = find_palette(source)
     levels = codec.decode(np.arange(len(codec)))
     record: dict[str, Any] = {
         "colors": len(codec),

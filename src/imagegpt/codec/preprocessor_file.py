@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from imagegpt.checkpoint import EMBEDDED
+from imagegpt.checkpoint import EMBEDDED, find_model
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import Framing
 from imagegpt.errors import InputError
@@ -50,6 +50,18 @@ def framing_from(config: dict[str, Any]) -> Framing:
         raise InputError(f'size must be a side or {{"height", "width"}}, not {size}.')
     height, width = (size["height"], size["width"]) if isinstance(size, dict) else (size, size)
     return Framing(height, width, config.get("crop", "none"), config.get("resample", Framing.resample))
+
+
+def find_palette(source: str) -> PaletteCodec:
+    """The palette that a name means.
+
+    Args:
+        source: an .npy file such as OpenAI's kmeans_centers.npy, a model folder, "nano" or a Hugging Face Hub id.
+
+    Raises:
+        InputError: nothing of that name, or no palette in it.
+    """
+    return PaletteCodec.load(source) if source.endswith(".npy") else load_preprocessor(find_model(source))[0]
 
 
 def load_palette(folder: Path, spec: ModelSpec) -> tuple[PaletteCodec, Framing]:

@@ -6,14 +6,15 @@ Shape suffixes: B pictures, T ids of a picture, HW a picture's pixels, C colour 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise
+from itertools import chain, count, islice, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import Framing, OnError
@@ -25,6 +26,7 @@ BATCH = 256
 THREADS = 8  # more wait for one another: half the work on a small picture holds Python's lock
 TASK = 16  # pictures that a thread reads before it asks for more: small ones take less time than asking
 Item = TypeVar("Item")
+View = Callable[[Image.Image, int], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def read_ids(
     start: int = 0,
     stop: int | None = None,
     batch: int = BATCH,
+    view: View | None = None,
 ) -> Iterator[Ids]:
     """Read a source as ids, batch by batch; pictures are read ahead by several threads.
 
@@ -66,23 +69,37 @@ def read_ids(
         on_error: "raise" stops at the first bad picture; "skip" leaves it out and tells why.
         start, stop: numbers of the first record and of the one after the last; default: all.
         batch: records of a batch; the last one may have fewer.
+        view: makes (height, width, 3) uint8 of an RGB picture and its record's number, in several threads at once;
+            default: what the framing makes of it.
 
     Returns:
         Batches in the order of the records, those with no row left included.
 
     Raises:
-        InputError: ids of another codec, another grid or another palette's size; or, with "raise", a bad picture.
+        InputError: ids of another codec, another grid or another palette's size, or ids where there is a `view`; or,
+            with "raise", a bad picture.
     """
     check_count("batch", batch)
     if source.tokens:
-        _check_tokens(source, codec, framing)
+        check_tokens(source, codec, framing)
+        if view is not None:
+            raise InputError(f"{source.path} holds ids, and views are made of pictures; give the pictures.")
     parts = _batches(source.part(start, stop), batch)
     if source.tokens:
         return _stored(parts, source, codec, start)
-    return _encoded(parts, source, codec, framing, on_error, start)
+    return _encoded(parts, source, codec, framing, view or _framed(framing), on_error, start)
 
 
-def _check_tokens(source: Source, codec: PaletteCodec, framing: Framing) -> None:
+def _framed(framing: Framing) -> View:
+    return lambda image, _: framing.apply(image)
+
+
+def check_tokens(source: Source, codec: PaletteCodec, framing: Framing) -> None:
+    """Refuse a source of ids that another codec made, or on another grid.
+
+    Raises:
+        InputError: it did; the sentence says what to do.
+    """
     assert source.tokens
     grid = framing.height, framing.width
     if source.tokens.codec != codec.fingerprint:
@@ -95,21 +112,44 @@ def _check_tokens(source: Source, codec: PaletteCodec, framing: Framing) -> None
         raise InputError(f"{source.path} holds ids on a grid of {theirs}; the model's is {ours}: make them again.")
 
 
+def check_colours(ids_BT: NDArray[Any], codec: PaletteCodec, name: Callable[[int], str]) -> None:
+    """Refuse ids that are no colours of the palette.
+
+    Args:
+        ids_BT: whole numbers of any dtype.
+        codec: whose palette it is.
+        name: what messages call a row.
+
+    Raises:
+        InputError: the first row that holds such an id.
+    """
+    if ids_BT.max() >= len(codec):
+        row = int((ids_BT >= len(codec)).any(1).argmax())
+        raise InputError(
+            f"{name(row)}: id {ids_BT[row].max()} is no colour of the palette of {len(codec)}; it is damaged."
+        )
+
+
 def _stored(parts: Iterable[list[Record]], source: Source, codec: PaletteCodec, start: int) -> Iterator[Ids]:
     for records in parts:
         ids_BT = np.array([record.ids for record in records], np.int64)
-        if ids_BT.max() >= len(codec):
-            name = records[int((ids_BT >= len(codec)).any(1).argmax())].name
-            raise InputError(f"{name}: id {ids_BT.max()} is no colour of the palette of {len(codec)}; it is damaged.")
+        check_colours(ids_BT, codec, lambda row, records=records: records[row].name)
         yield _ids(ids_BT, records, range(len(records)), source, start, [])
         start += len(records)
 
 
 def _encoded(
-    parts: Iterable[list[Record]], source: Source, codec: PaletteCodec, framing: Framing, on_error: OnError, start: int
+    parts: Iterable[list[Record]],
+    source: Source,
+    codec: PaletteCodec,
+    framing: Framing,
+    view: View,
+    on_error: OnError,
+    start: int,
 ) -> Iterator[Ids]:
+    numbers = count(start)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, THREADS)) as pool:
-        begun = ((records, _begin(pool, records, framing, on_error)) for records in parts)
+        begun = ((records, _begin(pool, records, numbers, view, on_error)) for records in parts)
         for records, tasks in _one_ahead(begun):
             framed = [result for task in tasks for result in task.result()]
             kept = [row for row, result in enumerate(framed) if not isinstance(result, str)]
@@ -122,15 +162,16 @@ def _encoded(
 
 
 def _begin(
-    pool: ThreadPoolExecutor, records: list[Record], framing: Framing, on_error: OnError
+    pool: ThreadPoolExecutor, records: list[Record], numbers: Iterator[int], view: View, on_error: OnError
 ) -> list[Future[list[NDArray[np.uint8] | str]]]:
-    return [pool.submit(_frame, task, framing, on_error) for task in _batches(iter(records), TASK)]
+    numbered = zip(records, numbers, strict=False)  # no more numbers than records are taken
+    return [pool.submit(_frame, task, view, on_error) for task in _batches(numbered, TASK)]
 
 
-def _frame(records: list[Record], framing: Framing, on_error: OnError) -> list[NDArray[np.uint8] | str]:
+def _frame(numbered: list[tuple[Record, int]], view: View, on_error: OnError) -> list[NDArray[np.uint8] | str]:
     """Each picture on the grid, or the sentence that says why it can't be read."""
-    images = (read_record(record, on_error) for record in records)
-    return [image if isinstance(image, str) else framing.apply(image) for image in images]
+    images = ((read_record(record, on_error), number) for record, number in numbered)
+    return [image if isinstance(image, str) else view(image, number) for image, number in images]
 
 
 def _ids(

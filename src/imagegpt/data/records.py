@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -46,10 +46,15 @@ class Tokens:
     Args:
         codec: its fingerprint.
         grid: (height, width) of ids.
+        clusters: (K, 3) float32, the palette itself; `None` where the source does not hold it.
+        checksums: name of a file -> hex digest (SHA-256) of its bytes; `None` where the source has none.
     """
 
     codec: str
     grid: tuple[int, int]
+    # Not compared: the fingerprint stands for the palette.
+    clusters: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    checksums: Mapping[str, str] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,26 @@ def read_record(record: Record, on_error: OnError = "raise") -> Image.Image | st
 def are_labels(labels: NDArray[Any], count: int) -> bool:
     """Whether an array can be the labels of so many records: a number each, or several."""
     return labels.dtype.kind in "biuf" and labels.ndim in (1, 2) and len(labels) == count
+
+
+def label_array(labels: Sequence[Label | None], numbers: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
+    """Labels of records as an array: int64, or float64 where they are no whole numbers; (N,), or (N, n) for n each.
+
+    Args:
+        labels: one of each record.
+        numbers: of the records, for messages.
+
+    Raises:
+        InputError: a record has no label, or they differ in how many numbers they are.
+    """
+    missing = [number for number, label in zip(numbers, labels, strict=True) if label is None]
+    if missing:
+        raise InputError(f"Record {missing[0]} has no label, and others have; give all of them labels, or none.")
+    try:
+        array = np.asarray(labels)
+    except ValueError:  # numpy's words for it are about "inhomogeneous shapes"
+        raise InputError(f"The labels from record {numbers[0]} on do not all have as many numbers.") from None
+    return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
 
 
 def spans(lengths: Iterable[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:

@@ -1,13 +1,16 @@
 """Tokenised data sets: a folder of ids that a codec made of pictures once.
 
 `meta.json` holds `codec` (its fingerprint), `grid` ([height, width] of ids), `count` and `classes` (names, perhaps
-none); `ids.npy` (count, T) uint16; `labels.npy`, if there are labels, has one row for each picture.
+none); `ids.npy` (count, T) uint16; `labels.npy`, if there are labels, has one row for each picture. What
+`imagegpt.tokenization` writes has in `meta.json` also `clusters`, the palette, and `checksums` of the other two.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imagegpt.codec.palette import PaletteCodec
 from imagegpt.data.records import Record, Source, Tokens, are_labels
 from imagegpt.errors import InputError, reason
 
 META, IDS, LABELS = "meta.json", "ids.npy", "labels.npy"
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def open_tokens(folder: Path, name: str) -> Source:
@@ -46,6 +51,38 @@ def open_tokens(folder: Path, name: str) -> Source:
     return Source(name, count, records, labels is not None, classes, tokens, ids_NT)
 
 
+def verify(folder: str | Path) -> bool:
+    """Compare the files of a tokenised data set with the checksums in its `meta.json`; everything is read once.
+
+    Returns:
+        Whether there are checksums: a folder that another program wrote may have none.
+
+    Raises:
+        InputError: a file is not what was written; the message names it.
+    """
+    folder = Path(folder)
+    checksums = _read_meta(folder / META)[0].checksums
+    if checksums is None:
+        return False
+    for name in (IDS, LABELS):
+        path = folder / name
+        if name in checksums or path.exists():
+            _verify(path, checksums.get(name))
+    return True
+
+
+def _verify(path: Path, digest: str | None) -> None:
+    if digest is None:
+        raise InputError(f"{path} is there, and {META} has no checksum of it; make the data set again.")
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}.") from None
+    if found != digest:
+        raise InputError(f"{path} is damaged: its bytes are not those of the checksum in {META}; make it again.")
+
+
 def _read_meta(path: Path) -> tuple[Tokens, int, tuple[str, ...]]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
@@ -55,11 +92,32 @@ def _read_meta(path: Path) -> tuple[Tokens, int, tuple[str, ...]]:
             raise ValueError("codec and classes must be texts")
         if not all(type(number) is int and number > 0 for number in (height, width, count)):
             raise ValueError("grid and count must be whole numbers of at least 1")
+        tokens = Tokens(codec, (height, width), _clusters(meta.get("clusters"), codec), _checksums(meta))
     except KeyError as key:
         raise InputError(f"{path} has no entry {key}.") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} can't be used: {reason(error)}.") from None
-    return Tokens(codec, (height, width)), count, classes
+    return tokens, count, classes
+
+
+def _clusters(clusters: Any, fingerprint: str) -> NDArray[np.float32] | None:
+    """The palette, if there is one, and it is the one that the ids were made with."""
+    if clusters is None:
+        return None
+    codec = PaletteCodec(clusters)
+    if codec.fingerprint != fingerprint:
+        raise ValueError(f"clusters have the fingerprint {codec.fingerprint}, and codec is {fingerprint}")
+    return codec.clusters
+
+
+def _checksums(meta: dict[str, Any]) -> dict[str, str] | None:
+    checksums = meta.get("checksums")
+    if checksums is None:
+        return None
+    known = IDS in checksums and checksums.keys() <= {IDS, LABELS}
+    if not known or not all(DIGEST.fullmatch(digest) for digest in checksums.values()):
+        raise ValueError(f"checksums must be the SHA-256 digests of {IDS} and, if there are labels, of {LABELS}")
+    return checksums
 
 
 def _map(path: Path) -> NDArray[Any]:

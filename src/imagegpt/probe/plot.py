@@ -1,11 +1,10 @@
 """Pictures of results: accuracy by layer, and which classes are taken for which.
 
-Colours are of Okabe and Ito's set, which colour-blind people tell apart; line styles and marks differ as well.
+Line styles and marks differ, as colours do.
 """
 
 from __future__ import annotations
 
-import warnings
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagegpt.errors import InputError, MissingExtra
-from imagegpt.files import write_whole
+from imagegpt.errors import InputError
+from imagegpt.figures import BLUE, GREEN, GREY, ORANGE, new_figure, save_figure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from imagegpt.probe.sweep import Curve, Row
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
-DPI = 150
 NAMED = 30  # classes whose names are written
 NUMBERED = 12  # classes whose cells have numbers
 LONGEST = 18  # letters of a name
@@ -38,7 +34,7 @@ def plot_curve(path: Path, curve: Curve, title: str = "Linear probe by layer") -
         InputError: the sweep has no single layer, or the file can't be written.
         MissingExtra: matplotlib is missing (extra "plot").
     """
-    figure, axes = _figure(1200, 800)
+    figure, axes = new_figure(1200, 800)
     rows = sorted((row for row in curve.rows if len(row.layers) == 1), key=lambda row: row.layers)
     if not rows:
         raise InputError("There is no curve without the features of at least one layer.")
@@ -68,7 +64,7 @@ def plot_curve(path: Path, curve: Curve, title: str = "Linear probe by layer") -
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
-    _save(path, figure)
+    save_figure(path, figure)
 
 
 def plot_confusion(
@@ -89,7 +85,7 @@ def plot_confusion(
     count = len(confusion_CC)
     if len(classes) != count:
         raise InputError(f"{len(classes)} names don't fit {count} classes.")
-    figure, axes = _figure(1200, 1050)
+    figure, axes = new_figure(1200, 1050)
     percent_CC = 100 * confusion_CC / np.maximum(confusion_CC.sum(1, keepdims=True), 1)
     image = axes.imshow(percent_CC, cmap="Blues", vmin=0, vmax=100)
     if count <= NUMBERED:
@@ -106,18 +102,7 @@ def plot_confusion(
     axes.set_title(f"{title}: {right:.1f} % right", parse_math=False)
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
-    _save(path, figure)
-
-
-def _figure(width: int, height: int) -> tuple[Figure, Axes]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtra("Drawing a plot", "matplotlib", "plot") from error
-    figure = Figure((width / DPI, height / DPI), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)  # no window, and no state of pyplot's
-    return figure, figure.add_subplot()
+    save_figure(path, figure)
 
 
 def _line(axes: Axes, rows: Sequence[Row], value: Callable[[Row], float | None], label: str, **style: Any) -> None:
@@ -137,10 +122,3 @@ def _levels(axes: Axes, rows: Sequence[Row]) -> None:
         else:
             style, color, label = ":", BLUE, f"layers {row.name}"
         axes.axhline(top, color=color, linestyle=style, linewidth=1.5, label=f"{label}: {top:.1f} %")
-
-
-def _save(path: Path, figure: Figure) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
-        # no metadata: the same result makes the same file
-        write_whole(Path(path), lambda temporary: figure.savefig(temporary, format="png", metadata={"Software": None}))

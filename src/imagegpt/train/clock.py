@@ -1,0 +1,48 @@
+"""How fast a run is: ids a second, and the part of the machine's peak."""
+
+from __future__ import annotations
+
+import time
+
+from imagegpt.engine.accelerators import peak_flops
+from imagegpt.engine.cost import training_flops
+from imagegpt.spec import ModelSpec
+from imagegpt.train.processes import Processes
+from imagegpt.train.recipe import Recipe
+
+
+class Clock:
+    """How fast a run is.
+
+    Args:
+        recipe: the batch, and what it is computed in.
+        spec: the model's numbers.
+        group: the processes.
+    """
+
+    def __init__(self, recipe: Recipe, spec: ModelSpec, group: Processes) -> None:
+        self._pictures, self._ids = recipe.optimization.batch, recipe.optimization.batch * spec.n_positions
+        # MFU counts what the model needs, not what checkpointing computes again.
+        self._flops = training_flops(spec, recipe.optimization.batch)
+        rows = recipe.optimization.batch // group.count // recipe.optimization.accumulate * spec.n_positions
+        self._peak = peak_flops(group.device, recipe.compute.precision, rows, spec.n_embd) * group.count
+        self._began, self._step = 0.0, 0.0
+
+    def start(self) -> None:
+        """The next update begins."""
+        self._began = time.perf_counter()
+
+    def tick(self) -> float:
+        """An update ended: its seconds."""
+        now = time.perf_counter()
+        taken, self._began = now - self._began, now
+        self._step = taken if not self._step else 0.9 * self._step + 0.1 * taken
+        return taken
+
+    def rates(self) -> dict[str, float]:
+        """ids/s, pictures/s and the part of the machine's peak, of the latest updates."""
+        return {
+            "ids_per_s": round(self._ids / self._step, 1),
+            "pictures_per_s": round(self._pictures / self._step, 2),
+            "mfu": round(self._flops / self._step / self._peak, 4),
+        }

@@ -1,0 +1,177 @@
+"""What a run trains and is validated on: sources as ids, and the palette that they share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imagegpt import checkpoint
+from imagegpt.codec.augment import Augmentation
+from imagegpt.codec.fit import PixelSample, cluster_colors
+from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.pictures import Framing
+from imagegpt.codec.preprocessor_file import load_preprocessor
+from imagegpt.data.records import Source, read_records
+from imagegpt.data.sources import open_source
+from imagegpt.data.tokens import META, verify
+from imagegpt.errors import InputError
+from imagegpt.files import make_folder
+from imagegpt.painting import Progress
+from imagegpt.tokenization import Tokenization
+from imagegpt.train.processes import Processes
+from imagegpt.train.recipe import Recipe
+
+PALETTE = "palette.npy"
+Working = Callable[[str, int, int], None]  # words, done, in all
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The pictures of a run.
+
+    Args:
+        codec: makes ids of pixels.
+        framing: the grid, and how a picture comes onto it.
+        augmentation: how training pictures are shown.
+        train: ids, or pictures where the augmentation needs them.
+        validation: ids; `None` where none was given.
+        skipped: how many pictures could not be read while ids were made of them; meta.json lists them.
+    """
+
+    codec: PaletteCodec
+    framing: Framing
+    augmentation: Augmentation
+    train: Source
+    validation: Source | None
+    skipped: int = 0
+
+
+def open_dataset(recipe: Recipe, out: Path, group: Processes, working: Working | None = None) -> Dataset:
+    """Open a recipe's data; pictures become ids in `out`/data once, unless each time shows another part of them.
+
+    Args:
+        recipe: names the data.
+        out: folder of the run.
+        group: the processes, which share the work.
+        working: told of what takes time.
+
+    Raises:
+        InputError: no data, nothing in it that can be read, or ids that don't fit the palette or the grid.
+    """
+    data = recipe.data
+    if data.train is None:
+        raise InputError("There is nothing to train on: give --train DATA.")
+    train = open_source(data.train, data.label_column, data.limit)
+    validation = open_source(data.validation, data.label_column, data.validation_limit) if data.validation else None
+    warn_of_empty_classes(data.train)
+    codec = _palette(recipe, train, out, group, working)
+    framing = Framing(*recipe.grid, crop=data.crop)
+    augmentation = Augmentation.parse(data.augment)
+    make = _Ids(codec, framing, out / "data", group, working)
+    if augmentation.keeps_grid or train.tokens:
+        train = make(train, "train")
+    if validation is not None:
+        validation = make(validation, "validation")
+    return Dataset(codec, framing, augmentation, train, validation, make.skipped)
+
+
+def warn_of_empty_classes(data: str) -> None:
+    """Warn of folders beside those of other classes in which there is no file."""
+    if not os.path.isdir(data):
+        return
+    folders = [entry.path for entry in os.scandir(data) if entry.is_dir()]
+    empty = [folder for folder in folders if not any(files for _, _, files in os.walk(folder))]
+    if empty and len(empty) < len(folders):
+        names = ", ".join(sorted(os.path.basename(folder) for folder in empty))
+        warnings.warn(f"{data}: no picture is in the folder {names}; training goes on without it.", stacklevel=2)
+
+
+@dataclass
+class _Ids:
+    """Makes ids of sources of pictures, in folders of the run; checks those that are ids already."""
+
+    codec: PaletteCodec
+    framing: Framing
+    folder: Path
+    group: Processes
+    working: Working | None
+    skipped: int = 0
+
+    def __call__(self, source: Source, split: str) -> Source:
+        if source.tokens:
+            self._check(source)
+            return source
+        folder = self.folder / split
+        if not self._is_there(folder, source):
+            self._make(source, folder, split)
+        self.skipped += len(json.loads((folder / META).read_text(encoding="utf-8"))["skipped"])
+        return open_source(folder)
+
+    def _check(self, source: Source) -> None:
+        if os.path.isdir(source.path):
+            failure = None
+            if self.group.first:
+                try:
+                    verify(source.path)
+                except InputError as error:
+                    failure = str(error)
+            if failure := self.group.share(failure):
+                raise InputError(failure)
+
+    def _is_there(self, folder: Path, source: Source) -> bool:
+        """Whether the ids were made by an earlier start of this run."""
+        there = False
+        if self.group.first and (folder / META).exists():
+            meta = json.loads((folder / META).read_text(encoding="utf-8"))
+            grid = [self.framing.height, self.framing.width]
+            facts = (meta["codec"], meta["grid"], meta["records"])
+            there = facts == (self.codec.fingerprint, grid, len(source))
+            if not there:  # of other data or of another palette
+                shutil.rmtree(folder)
+        return self.group.share(there)
+
+    def _make(self, source: Source, folder: Path, split: str) -> None:
+        make_folder(self.folder)
+        job = Tokenization(source, self.codec, self.framing, on_error="skip")
+        job.run(folder, self.group.rank, self.group.count, _telling(self.working, f"ids of the {split} pictures"))
+        self.group.wait()
+
+
+def _palette(recipe: Recipe, train: Source, out: Path, group: Processes, working: Working | None) -> PaletteCodec:
+    """The palette that a recipe asks for; one that is fitted is kept in the run's folder."""
+    name = recipe.data.palette
+    if name == "fit":
+        if group.first and not (out / PALETTE).exists():
+            _fit(recipe, train, working).save(out / PALETTE)
+        group.wait()
+        return PaletteCodec.load(out / PALETTE)
+    if name is None and train.tokens and train.tokens.clusters is not None:
+        return PaletteCodec(train.tokens.clusters)
+    name = "nano" if name is None else name
+    return PaletteCodec.load(name) if name.endswith(".npy") else load_preprocessor(checkpoint.find_model(name))[0]
+
+
+def _fit(recipe: Recipe, train: Source, working: Working | None) -> PaletteCodec:
+    sample = PixelSample(seed=recipe.optimization.seed)
+    told = _telling(working, "colours of the training pictures")
+    for number, (_, picture) in enumerate(read_records(train, "skip"), 1):
+        if isinstance(picture, Image.Image):
+            sample.add(np.asarray(picture))
+        told(number, len(train))
+    return PaletteCodec(cluster_colors(sample.pixels, recipe.data.colors, recipe.optimization.seed))
+
+
+def _telling(working: Working | None, words: str) -> Progress:
+    def tell(done: int, total: int) -> None:
+        if working is not None:
+            working(words, done, total)
+
+    return tell

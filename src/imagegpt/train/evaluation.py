@@ -1,0 +1,73 @@
+"""What a network in training has learnt: nats/token of pictures that it has not seen, and a look at what it draws.
+
+Shape suffixes: B pictures, T ids.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagegpt.data.records import Source
+from imagegpt.files import write_whole
+from imagegpt.pipeline import ImageGPT
+from imagegpt.sheet import sample_sheet
+from imagegpt.train.objectives import EVALUATION_MASKS, draw_masks
+from imagegpt.train.training import Training
+
+ROWS = 32  # of a forward
+
+
+def validate(training: Training, source: Source) -> dict[str, Any]:
+    """The mean loss of all pictures of a source, which the processes share.
+
+    A bidirectional network is asked for masked ids, with five masks of each picture that are the same every time.
+
+    Args:
+        training: the network.
+        source: ids.
+
+    Returns:
+        `nats_per_token` (of masked ids, if bidirectional), `bits_per_dim` and the codec that it is of. A palette loses
+        colours, so bits/dim of its ids can't be compared with those of RGB pixels.
+    """
+    assert source.ids_NT is not None
+    masked = training.recipe.shape.objective == "bert"
+    total = 0.0
+    with training.evaluating():
+        for copy in range(EVALUATION_MASKS if masked else 1):
+            total += _losses(training, source.ids_NT[: len(source)], copy if masked else None)
+    nats = total / len(source) / (EVALUATION_MASKS if masked else 1)
+    colors = training.config.spec.num_colors
+    return {
+        "nats_per_token": nats,
+        "bits_per_dim": nats / math.log(2) / 3,  # an id stands for three numbers
+        "codec": f"palette of {colors}",
+        "pictures": len(source),
+    }
+
+
+def _losses(training: Training, ids_NT: np.ndarray, copy: int | None) -> float:
+    """The sum of the pictures' losses. All processes run as many forwards: FSDP needs all at each."""
+    group, total = training.group, 0.0
+    for first in range(0, len(ids_NT), ROWS * group.count):
+        start = first + ROWS * group.rank
+        rows_BT = ids_NT[start : start + ROWS]
+        counted = len(rows_BT)
+        rows_BT = rows_BT if counted else ids_NT[:1]
+        masks = None
+        if copy is not None:
+            rows, length = rows_BT.shape
+            masks = draw_masks((0, 3, copy, start), rows, length, training.recipe.shape.mask)
+        total += training.loss(rows_BT.astype(np.int64), masks) * counted
+    return group.total(total)[0]
+
+
+def draw_samples(folder: Path, path: Path, count: int, device: str) -> None:
+    """Draw a sheet of a model folder's samples, always with the same random numbers."""
+    model = ImageGPT.from_pretrained(folder, device=device)
+    sheet = sample_sheet(model.sample(count, seed=0).images[0])
+    write_whole(path, sheet.save)

@@ -1,0 +1,373 @@
+"""The one loop: from a recipe to a checkpoint, through every interruption."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+
+from imagegpt import __version__
+from imagegpt.errors import InputError, Interrupted
+from imagegpt.files import make_folder, write_text
+from imagegpt.train.batches import Batch, Batches
+from imagegpt.train.checkpoints import EMA, Checkpoints
+from imagegpt.train.clock import Clock
+from imagegpt.train.dataset import Dataset, Working, open_dataset
+from imagegpt.train.evaluation import draw_samples, validate
+from imagegpt.train.guard import Guard
+from imagegpt.train.journal import Journal
+from imagegpt.train.optimizers import Schedule, schedule_of
+from imagegpt.train.processes import Processes, processes
+from imagegpt.train.recipe import Recipe
+from imagegpt.train.start import new_model
+from imagegpt.train.training import Gradient, Training
+
+RECIPE, MODEL, SAMPLES, SKIPPED = "recipe.yaml", "model", "samples", "skipped.txt"
+ROLLBACKS = 3  # in a row, without a new checkpoint between them
+# A run that is continued may change what is watched and how it is computed, and how long it is.
+FREE = ("train", "validation", "accumulate", "steps", "epochs", "init", "label_column")
+Tell = Callable[[str, dict[str, Any]], None]
+Evaluator = Callable[[Path], dict[str, float]]
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    place: tuple[int, int] = (0, 1),
+    evaluators: Mapping[str, Evaluator] | None = None,
+    tell: Tell | None = None,
+    working: Working | None = None,
+) -> dict[str, Any]:
+    """Train by a recipe into a folder; a run that is there already goes on from its newest checkpoint.
+
+    The folder gets `recipe.yaml`, `log.jsonl`, `checkpoints/`, `samples/` and at the end `model/`, in Hugging Face's
+    layout, with what made it in `model/training.json`.
+
+    Args:
+        recipe: everything that decides the run.
+        out: the folder.
+        place: rank and number of processes; with several, torchrun has set the environment.
+        evaluators: what else is asked of the network every `probe_every` updates: name -> numbers of a model folder.
+        tell: called with what happens: "start", "step", "validation", "checkpoint", "samples", "rollback", "skipped",
+            and a record.
+        working: told of what takes time before the first update.
+
+    Returns:
+        Steps, nats/token, where the model is, and the best validation so far.
+
+    Raises:
+        InputError: the recipe or the data can't be used, the folder holds another run, the loss is not finite, a
+            checkpoint can't be written, or another process was lost.
+        Interrupted: by Ctrl-C or SIGTERM, after a checkpoint.
+    """
+    with processes(place, recipe.compute.device, recipe.compute.timeout) as group:
+        group_tell: Tell = tell if tell is not None and group.first else lambda *_: None
+        make_folder(out)
+        dataset = open_dataset(recipe, out, group, working if group.first else None)
+        run = Run(recipe, out, group, dataset, dict(evaluators or {}), group_tell)
+        with stopping() as stop:
+            return run.go(stop)
+
+
+class Run:
+    """A run at its place: what has been learnt so far, and how far it is.
+
+    Args:
+        recipe: everything that decides it.
+        out: its folder.
+        group: the processes.
+        dataset: the pictures.
+        evaluators: see `train`.
+        tell: see `train`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        group: Processes,
+        dataset: Dataset,
+        evaluators: dict[str, Evaluator],
+        tell: Tell,
+    ) -> None:
+        self.recipe, self.out, self.group, self.dataset = recipe, out, group, dataset
+        self._evaluators, self._tell = evaluators, tell
+        options = recipe.optimization
+        self._skipped: set[str] = set()
+        self.batches = Batches(
+            *(dataset.train, dataset.codec, dataset.framing, dataset.augmentation, options.batch, options.seed),
+            *(group.rank, group.count, self._skip),
+        )
+        self.schedule: Schedule = schedule_of(options, self.batches.per_epoch)
+        model = new_model(recipe.shape, dataset.codec, recipe.grid, options.seed, group.device)
+        self.training = Training(model, recipe, group)
+        self.checkpoints = Checkpoints(
+            out / "checkpoints", group, dataset.codec, dataset.framing, keep=recipe.watch.keep
+        )
+        self.guard = Guard(recipe.watch.spike)
+        self.step = self.position = self.rollbacks = 0
+        self.seconds = 0.0
+        self.best: dict[str, Any] | None = None
+        self._clock = Clock(recipe, model.config.spec, group)
+        self._journal = self._begin()
+
+    def _begin(self) -> Journal | None:
+        """Check that the folder holds this run or none, and go on from its newest checkpoint."""
+        failure = None
+        if self.group.first:
+            try:
+                self._check_same_run()
+                make_folder(self.checkpoints.folder)
+                write_text(self.out / RECIPE, yaml.safe_dump(self.recipe.flat(), sort_keys=False))
+            except InputError as error:
+                failure = str(error)
+        if failure := self.group.share(failure):
+            raise InputError(failure)
+        self._resume()
+        if not self.group.first:
+            return None
+        journal = Journal(self.out, self.recipe.watch.tracker, self.recipe.flat())
+        journal.rewind(self.step)
+        return journal
+
+    def _check_same_run(self) -> None:
+        path = self.out / RECIPE
+        if not self.checkpoints.steps() or not path.exists():
+            return
+        there = yaml.safe_load(path.read_text(encoding="utf-8"))
+        ours = self.recipe.flat()
+        fixed = [
+            name for part in (self.recipe.shape, self.recipe.data, self.recipe.optimization) for name in vars(part)
+        ]
+        changed = [name for name in fixed if name not in FREE and there.get(name) != ours[name]]
+        if changed:
+            name = changed[0]
+            raise InputError(
+                f"{self.out} holds a run with {name} {there.get(name)}, not {ours[name]}: give the same to go on with "
+                "it, or choose another --out."
+            )
+
+    def _resume(self) -> None:
+        found = self.checkpoints.latest()
+        if found is None:
+            return
+        step, progress = found
+        training = self.training
+        self.checkpoints.load(step, training.parameters, training.optimizers, training.ema)
+        self.step, self.position, self.seconds = step, progress["position"], progress["seconds"]
+        self.best, self.rollbacks = progress["best"], progress["rollbacks"]
+        training.scale.restore(progress["scale"])
+        self.guard.restore(progress["losses"])
+
+    def go(self, stop: threading.Event) -> dict[str, Any]:
+        """Train from here to the end, or until `stop` is set.
+
+        Returns:
+            See `train`.
+        """
+        self._tell("start", self._facts())
+        while self.step < self.schedule.steps:
+            with closing(self.batches.stream(self.position)) as stream:
+                if not self._follow(stream, stop):
+                    continue  # rolled back: the data goes on elsewhere
+            if self.step < self.schedule.steps:
+                raise Interrupted(f"Interrupted at update {self.step}; the same command goes on from there.")
+        return self._finish()
+
+    def _follow(self, stream: Iterator[Batch], stop: threading.Event) -> bool:
+        """Update after update; False where the run was rolled back."""
+        self._clock.start()
+        for batch in stream:
+            gradient = self.training.gradient(batch.ids_BT, self.position)
+            trouble = None if gradient.overflowed else self.guard.trouble(gradient.loss, gradient.norm)
+            if trouble:
+                self._roll_back(trouble)
+                return False
+            factor = self.schedule.factor(self.step)
+            self.training.step(gradient, factor)
+            self.step, self.position = self.step + 1, self.position + 1
+            self.seconds += self._clock.tick()
+            self._log(gradient, factor)
+            stopped = self.group.any(stop.is_set())
+            self._look(stopped)
+            if stopped or self.step >= self.schedule.steps:
+                return True
+        raise AssertionError("the stream of batches has no end")
+
+    def _look(self, stopped: bool) -> None:
+        """All that happens every so many updates besides updating."""
+        watch, last = self.recipe.watch, self.step == self.schedule.steps
+
+        def due(every: int) -> bool:
+            return bool(every) and (self.step % every == 0)
+
+        improved = False
+        if self.dataset.validation is not None and (due(watch.validate_every) or (last and watch.validate_every)):
+            improved = self._validate()
+        if due(watch.save_every) or improved or last or stopped:
+            self.save()
+        if due(watch.sample_every) and self.recipe.shape.objective == "ar":
+            self._on_export(lambda folder: self._draw(folder))
+        if due(watch.probe_every) and self._evaluators:
+            self._on_export(lambda folder: self._evaluate(folder))
+        self._clock.start()
+
+    def _validate(self) -> bool:
+        """Validate; whether it is the best so far."""
+        assert self.dataset.validation is not None
+        record = validate(self.training, self.dataset.validation)
+        self._record("validation", record)
+        if self.best is not None and record["nats_per_token"] >= self.best["nats_per_token"]:
+            return False
+        self.best = {"step": self.step, "nats_per_token": record["nats_per_token"]}
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        progress = {
+            "step": self.step,
+            "position": self.position,
+            "epoch": self.position / self.batches.per_epoch,
+            "seconds": self.seconds,
+            "best": self.best,
+            "rollbacks": self.rollbacks,
+            "scale": self.training.scale.state(),
+            "losses": self.guard.state(),
+            "seed": self.recipe.optimization.seed,  # all random numbers follow from it and the position
+            **self._facts(),
+            "recipe": self.recipe.flat(),
+        }
+        training = self.training
+        best = None if self.best is None else self.best["step"]
+        path = self.checkpoints.save(
+            training.config, training.parameters, training.optimizers, training.ema, progress, best
+        )
+        self._tell("checkpoint", {"step": self.step, "path": str(path)})
+
+    def _roll_back(self, trouble: str) -> None:
+        """Go back to the last checkpoint and leave out the data since then; or give up."""
+        self.training.forget()
+        told = f"At update {self.step + 1} {trouble}."
+        found = self.checkpoints.latest()
+        position, rollbacks = self.position + 1, self.rollbacks + 1
+        if self.recipe.watch.on_spike == "stop" or found is None or rollbacks > ROLLBACKS:
+            kept = f"the checkpoint of update {found[0]} is kept" if found else "there is no checkpoint yet"
+            raise InputError(f"{told} The run stops; {kept}. Take a lower --lr, --clip 1 or --on-spike rollback.")
+        self._resume()
+        self.position, self.rollbacks = position, rollbacks
+        self._record("rollback", {"trouble": told, "to": self.step, "position": position})
+
+    def _on_export(self, use: Callable[[Path], None]) -> None:
+        """Write the network as a model folder for the first process, use it, and remove it."""
+        folder = self.out / ".export"
+        weights = self.checkpoints.gather(self.training.weights())
+        if self.group.first:
+            shutil.rmtree(folder, ignore_errors=True)
+            make_folder(folder)
+            self.checkpoints.write_model(folder, self.training.config, weights)
+            try:
+                use(folder)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        self.group.wait()
+
+    def _draw(self, folder: Path) -> None:
+        make_folder(self.out / SAMPLES)
+        path = self.out / SAMPLES / f"step-{self.step:08d}.png"
+        draw_samples(folder, path, self.recipe.watch.samples, str(self.group.device))
+        self._tell("samples", {"step": self.step, "path": str(path)})
+
+    def _evaluate(self, folder: Path) -> None:
+        for name, evaluator in self._evaluators.items():
+            self._record(name, evaluator(folder))
+
+    def _log(self, gradient: Gradient, factor: float) -> None:
+        record = {
+            "epoch": round(self.position / self.batches.per_epoch, 4),
+            "loss": gradient.loss,
+            "grad_norm": gradient.norm,
+            "lr": factor * self.recipe.optimization.lr,
+            "seconds": round(self.seconds, 3),
+            **self._clock.rates(),
+        }
+        self._tell("step", {"step": self.step, "steps": self.schedule.steps, **record})
+        every = self.recipe.watch.log_every
+        if self._journal is not None and every and (self.step % every == 0 or self.step == self.schedule.steps):
+            self._journal.write(self.step, kind="train", **record)
+
+    def _record(self, kind: str, record: dict[str, Any]) -> None:
+        if self._journal is not None:
+            self._journal.write(self.step, kind=kind, seconds=round(self.seconds, 3), **record)
+        self._tell(kind, {"step": self.step, **record})
+
+    def _skip(self, sentence: str) -> None:
+        """A picture could not be read: it is listed, and the run goes on."""
+        if sentence not in self._skipped:
+            self._skipped.add(sentence)
+            with (self.out / SKIPPED).open("a", encoding="utf-8") as file:
+                file.write(sentence + "\n")
+            self._tell("skipped", {"step": self.step, "sentence": sentence, "count": len(self._skipped)})
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "steps": self.schedule.steps,
+            "parameters": self.training.config.spec.num_parameters,
+            "pictures": len(self.dataset.train),
+            "skipped": self.dataset.skipped,
+            "processes": self.group.count,
+            "device": str(self.group.device),
+            "palette": self.dataset.codec.fingerprint,
+            "imagegpt": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        }
+
+    def _finish(self) -> dict[str, Any]:
+        """Put the finished model beside the checkpoints."""
+        source = self.checkpoints.path(self.step)
+        if self.training.ema is not None:
+            source /= EMA
+        summary = {**self._facts(), "seconds": round(self.seconds, 1), "best": self.best}
+        if self.group.first:
+            made = {**summary, "recipe": self.recipe.flat()}
+            self._publish(source, json.dumps(made, indent=2) + "\n")
+        self.group.wait()
+        return {**summary, "model": str(self.out / MODEL)}
+
+    def _publish(self, source: Path, made: str) -> None:
+        temporary, target = self.out / f".{MODEL}.part", self.out / MODEL
+        shutil.rmtree(temporary, ignore_errors=True)
+        make_folder(temporary)
+        for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+            shutil.copyfile(source / name, temporary / name)
+        write_text(temporary / "training.json", made)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that an update is finished and saved."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    before = {kind: signal.signal(kind, lambda *_: stop.set()) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

@@ -1,0 +1,88 @@
+"""What is learnt: each id from those before it (AR), or masked ids from all others (BERT).
+
+Shape suffixes: B batch, T tokens, D width, K colours.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from imagegpt.errors import InputError
+from imagegpt.model.heads import ImageGPTForCausalImageModeling
+
+EVALUATION_MASKS = 5  # of BERT's validation (Chen et al. 2020, section 3.3)
+
+
+class Objective(Protocol):
+    """A loss of a batch: what the loop calls."""
+
+    def __call__(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """The mean over the pictures of the mean over their ids that count: a float32 scalar in nats."""
+        ...
+
+
+class Autoregressive(nn.Module):
+    """The negative log-likelihood of all T ids of a picture, SOS first (Chen et al. 2020, section 2.1).
+
+    Args:
+        model: the network.
+    """
+
+    def __init__(self, model: ImageGPTForCausalImageModeling) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """nats/token of ids (B, T) int64; there is no mask."""
+        sos_B1 = ids_BT.new_full((len(ids_BT), 1), self.model.config.vocab_size - 1)
+        inputs_BT = torch.cat([sos_B1, ids_BT[:, :-1]], 1)
+        options: Any = {"shift_labels": ids_BT}
+        return self.model(inputs_BT, use_cache=False, return_dict=True, **options).loss
+
+
+class Masked(nn.Module):
+    """BERT: some ids' embeddings are zeroed, their positions stay, and the loss is theirs (section 2.1).
+
+    There is no SOS and attention is bidirectional. The loss is the mean over the masked ids of each picture, then over
+    the pictures; a picture without any counts 0.
+
+    Args:
+        model: the network; its configuration says `is_causal = False`.
+    """
+
+    def __init__(self, model: ImageGPTForCausalImageModeling) -> None:
+        super().__init__()
+        if getattr(model.config, "is_causal", True):
+            raise InputError("The masked objective needs a bidirectional model: config.is_causal = False.")
+        self.model = model
+
+    def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """nats per masked id; `mask_BT` (B, T) bool is True where an id is hidden."""
+        assert mask_BT is not None
+        embedded_BTD = self.model.get_input_embeddings()(ids_BT).masked_fill(mask_BT[..., None], 0.0)
+        logits_BTK = self.model(inputs_embeds=embedded_BTD, use_cache=False, return_dict=True).logits
+        losses_BT = F.cross_entropy(logits_BTK.float().transpose(1, 2), ids_BT, reduction="none")
+        return ((losses_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)).mean()
+
+
+def objective_of(model: ImageGPTForCausalImageModeling) -> Autoregressive | Masked:
+    """The objective that a network's configuration means: causal or bidirectional."""
+    return Autoregressive(model) if getattr(model.config, "is_causal", True) else Masked(model)
+
+
+def draw_masks(key: tuple[int, ...], rows: int, length: int, part: float) -> NDArray[np.bool_]:
+    """Which ids of a global batch are hidden: each with probability `part` by itself, (rows, length) bool.
+
+    Args:
+        key: decides; the same whatever the number of processes.
+        rows: pictures of the global batch.
+        length: T.
+        part: 0.15 in the paper.
+    """
+    return np.random.default_rng(key).random((rows, length)) < part
