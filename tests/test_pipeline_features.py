@@ -148,5 +148,8 @@ def test_bert_is_torch_s(folder):
     changed[:, -1] = (changed[:, -1] + 1) % 16
     before, after = (model.features_of(each, [2], "none")[2] for each in (ids, changed))
     assert (np.abs(before - after).max(2) > 1e-5).all()  # the last id is read, and seen by all
+    for draw in (lambda: model.sample(1), lambda: model.complete(pictures(1))):
+        with pytest.raises(InputError, match=r"BERT.*can't draw"):
+            draw()
     with pytest.raises(InputError, match="BERT"):
         ImageGPT.from_pretrained(folder, device="cpu", backend="onnx").features(pictures(1))

@@ -120,9 +120,9 @@ def write_card(pipeline: ImageGPT, figures: dict[str, Any]) -> None:
     sheet = sample_sheet(pipeline.sample(SAMPLES, seed=SAMPLE_SEED).images[0])
     write_whole(folder / "samples.png", sheet.save)
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    facts = training | figures | {"sample_seed": SAMPLE_SEED, "samples": SAMPLES}
+    facts = training["recipe"] | training | figures | {"sample_seed": SAMPLE_SEED, "samples": SAMPLES}
     facts["minutes"] = round(training["seconds"] / 60)
-    facts["pictures_seen"] = training["steps"] * training["batch"]
+    facts["pictures_seen"] = facts["steps"] * facts["batch"]
     facts["parameters"] = f"{pipeline.spec.num_parameters:,}"
     template = Template((Path(__file__).parent / "card.md").read_text(encoding="utf-8"))
     write_text(folder / "README.md", template.substitute(facts))

@@ -367,6 +367,11 @@ class ImageGPT:
         logits_processor: Any = None,
         progress: Progress | None = None,
     ) -> Job:
+        if not checkpoint.is_causal(self.path):
+            raise InputError(
+                f"{self.path} is a bidirectional (BERT) model: it guesses hidden ids from all others and can't draw "
+                "one after another. Its features can be used."
+            )
         sampling = Sampling(temperature, top_k, top_p, min_p)
         if batch_size is not None:
             check_count("batch_size", batch_size)

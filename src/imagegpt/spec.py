@@ -139,7 +139,7 @@ class ModelSpec:
 
 # small, medium, large, xl: Chen et al. 2020, "Generative Pretraining from Pixels", section 4, and OpenAI's released
 # command lines. The counts are `num_parameters`: HF's layout has biases that OpenAI's linear layers lack. xl was never
-# released and its heads are not published: 16 is our choice. nano is ours: the embedded model, recipes/cifar10_nano.
+# released and its heads are not published: 16 is our choice. nano is ours: the embedded model (recipe cifar10-nano).
 SIZES: dict[str, ModelSpec] = {
     "nano": ModelSpec(n_embd=192, n_layer=8, n_head=3),  # 3.9 M
     "small": ModelSpec(n_embd=512, n_layer=24, n_head=8),  # 76.7 M; the paper says 76 M

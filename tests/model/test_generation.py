@@ -35,6 +35,12 @@ def test_greedy_takes_the_likeliest_id_each_time(model, use_cache):
     )
 
 
+def test_a_bidirectional_model_is_refused(model):
+    model.config.is_causal = False
+    with pytest.raises(ValueError, match="BERT"):
+        generate(model, prompt(), 2)
+
+
 def top_k(logits, k):
     return logits.where(logits >= logits.sort(-1, descending=True).values[:, k - 1 : k], -math.inf)
 

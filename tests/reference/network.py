@@ -63,7 +63,9 @@ def logits(state, config, ids, hidden=None, causal=True):
         q, k, v = np.split(normed @ w[at + "attn.c_attn.weight"] + w[at + "attn.c_attn.bias"], 3, axis=1)
         heads = q.shape[1] // head_width  # those that are not pruned
         parts = [slice(n * head_width, (n + 1) * head_width) for n in range(heads)]
-        attended = np.concatenate([attention(q[:, part], k[:, part], v[:, part], scale, causal) for part in parts], axis=1)
+        attended = np.concatenate(
+            [attention(q[:, part], k[:, part], v[:, part], scale, causal) for part in parts], axis=1
+        )
         x = x + attended @ w[at + "attn.c_proj.weight"] + w[at + "attn.c_proj.bias"]
         inner = norm(x, w[at + "ln_2.weight"], eps) @ w[at + "mlp.c_fc.weight"] + w[at + "mlp.c_fc.bias"]
         inner = ACTIVATIONS[config["activation_function"]](inner)

@@ -14,9 +14,11 @@ from imagegpt.model.heads import ImageGPTForCausalImageModeling
 from imagegpt.train import informed
 
 
-def started(heads: bool) -> ImageGPTForCausalImageModeling:
+def started(heads: bool, causal: bool = True) -> ImageGPTForCausalImageModeling:
     torch.manual_seed(0)
-    model = ImageGPTForCausalImageModeling(ImageGPTConfig(n_embd=192, n_layer=2, n_head=3, n_positions=256))
+    config = ImageGPTConfig(n_embd=192, n_layer=2, n_head=3, n_positions=256)
+    config.is_causal = causal
+    model = ImageGPTForCausalImageModeling(config)
     colors = torch.rand(512, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1
     informed.informed_start(model, colors, seed=0, heads=heads)
     return model.eval()
@@ -32,6 +34,16 @@ def test_first_heads_look_at_their_neighbours():
         for row, column in ((5, 5), (9, 12), (15, 7)):
             target = (row + rows) * side + column + columns
             assert maps[head, row * side + column].argmax() == target
+
+
+def test_a_bidirectional_network_looks_around():
+    model = started(heads=True, causal=False)
+    model.set_attn_implementation("eager")
+    ids = torch.randint(0, 512, (1, 256), generator=torch.Generator().manual_seed(2))
+    maps = model(ids, output_attentions=True).attentions[0][0]
+    for head, (rows, columns) in enumerate(informed.AROUND[:3]):
+        for row, column in ((5, 5), (9, 12), (14, 7)):
+            assert maps[head, row * 16 + column].argmax() == (row + rows) * 16 + column + columns
 
 
 def test_rotation_shifts_grid_features():

@@ -13,14 +13,13 @@ from rich.table import Table
 
 from imagegpt import checkpoint
 from imagegpt.cli.options import Json, Whole
-from imagegpt.engine.cost import Training
+from imagegpt.engine.cost import Training, training_memory
 from imagegpt.errors import InputError, check_count
 from imagegpt.spec import SIZES, ModelSpec, size_spec
-from imagegpt.train.plan import NETWORK, NODE, Plan, memory_parts, paper_run
+from imagegpt.train.plan import NETWORK, NODE, Plan, paper_run
 from imagegpt.train.plan import plan as plan_run
 
 MIB = 1 << 20
-LIBRARIES = ("overhead",)  # parts that neither check sees
 
 
 def plan(
@@ -119,7 +118,7 @@ def _spec(size: str | None, model: str | None, grid: str | None) -> ModelSpec:
 
 
 def _run(made: Plan, **changes: Any) -> Training:
-    """What the memory of a plan was computed from, but for the parts that no check has."""
+    """What the memory of a plan was computed from, without what no check runs: a moving average, Muon."""
     strategy: Any = "fsdp" if made.strategy == "fsdp" else "ddp"
     run = Training(
         rows=made.rows,
@@ -134,8 +133,8 @@ def _run(made: Plan, **changes: Any) -> Training:
 
 
 def _planned(spec: ModelSpec, run: Training) -> int:
-    """Bytes of a plan that a check can see."""
-    return sum(value for name, value in memory_parts(spec, run).items() if name not in LIBRARIES)
+    """Bytes of a plan that a check can see: all but the overhead, without an average and with AdamW."""
+    return sum(training_memory(spec, run).values())
 
 
 def _trace(spec: ModelSpec, made: Plan) -> dict[str, Any]:

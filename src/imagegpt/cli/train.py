@@ -24,7 +24,9 @@ def from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollecti
     [named] = [argument for argument in arguments if argument.name == "--recipe"]
     if named.tokens:
         name = named.tokens[0].value
-        Dict(read_recipe(name), source=name, use_commands_as_keys=False)(app, commands, arguments)
+        # Without the commands' names: cyclopts would leave out `train` and `palette`, which are verbs too.
+        typed = [argument.name.removeprefix("--") for argument in arguments if argument.tokens]
+        Dict(read_recipe(name, typed), source=name)(app, (), arguments)
 
 
 trainer = App(name="train", help="Train a network on pictures, from their pixels alone.", config=from_recipe)

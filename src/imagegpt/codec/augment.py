@@ -20,6 +20,7 @@ CROP = 224  # ... before it cuts a square of these
 PAD = 8  # the grid's size over the padding: 4 pixels of 32
 NAMED = {"none": (), "cifar": ("pad", "flip"), "imagenet": ("crop",)}
 PARTS = ("crop", "pad", "flip")
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Augmentation:
             grid_HW = grid_HW[:, ::-1]
         return grid_HW
 
-    def _box(self, size: tuple[int, int], framing: Framing, rng: np.random.Generator) -> tuple[float, ...]:
+    def _box(self, size: tuple[int, int], framing: Framing, rng: np.random.Generator) -> Box:
         width, height = size
         part = CROP / rng.integers(SHORT_SIDE[0], SHORT_SIDE[1], endpoint=True)
         scale = part * min(width / framing.width, height / framing.height)

@@ -70,8 +70,8 @@ class ImageGPTGenerationMixin(GenerationMixin):
             (B, length) ids with the prompt, or transformers' output object with `return_dict_in_generate`.
 
         Raises:
-            ValueError: a prompt without a batch axis, or a length that the model's positions do not hold; said before
-                the first step.
+            ValueError: a prompt without a batch axis, a length that the model's positions do not hold, or a
+                bidirectional (BERT) model, which can't; said before the first step.
 
         Example:
             >>> from imagegpt import ImageGPTConfig, ImageGPTForCausalImageModeling
@@ -80,6 +80,8 @@ class ImageGPTGenerationMixin(GenerationMixin):
             >>> model.generate(do_sample=True, num_return_sequences=3).shape
             torch.Size([3, 17])
         """
+        if not getattr(_untyped(self).config, "is_causal", True):
+            raise ValueError("A bidirectional (BERT) model guesses hidden ids from all others; it can't generate.")
         inputs = without_old_name(inputs, pixel_values)
         model, parent = _untyped(self), _untyped(super())
         past = kwargs.get("past_key_values")

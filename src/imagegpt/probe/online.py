@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.data.ids import read_ids
-from imagegpt.data.records import Record, Source
+from imagegpt.data.records import Record, Source, label_array
 from imagegpt.errors import InputError
 from imagegpt.pipeline import ImageGPT
 from imagegpt.probe.linear import fit_logistic
@@ -67,7 +67,10 @@ class OnlineProbe:
     def _read(self, name: str, source: Source, model: ImageGPT) -> Labelled:
         if name not in self._ids:
             batches = list(read_ids(spread(source, self.count), model.codec, model.framing, "skip"))
-            labels = np.array([label for batch in batches for label in batch.labels or ()], np.int64)
+            numbers = np.concatenate([batch.numbers for batch in batches])
+            if not len(numbers):
+                raise InputError(f"{source.path} holds no picture that the online probe can read.")
+            labels = label_array([label for batch in batches for label in batch.labels or ()], numbers)
             self._ids[name] = np.concatenate([batch.ids_BT for batch in batches]), labels
         return self._ids[name]
 
@@ -76,9 +79,11 @@ def spread(source: Source, count: int) -> Source:
     """So many of a source's records, taken evenly: of folders by class the first ones would be of one class."""
     if count >= len(source):
         return source
-    stride = len(source) // count
+    numbers = [number * len(source) // count for number in range(count)]
 
     def records(start: int, stop: int) -> Iterator[Record]:
-        return islice(source.part(start * stride), 0, (stop - start) * stride, stride)
+        first, last = numbers[start], numbers[stop - 1]
+        taken = set(numbers[start:stop])
+        return compress(source.part(first, last + 1), (number in taken for number in range(first, last + 1)))
 
     return replace(source, length=count, records=records, ids_NT=None)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ from imagegpt.tensors import map_tensors, write_tensors
 from imagegpt.train.processes import Processes
 
 MANIFEST, STATE, EMA, WEIGHTS = "checkpoint.json", "state", "ema", "model.safetensors"
+NEEDED = ("config.json", WEIGHTS, f"{STATE}/.metadata")
 # What torch.distributed.checkpoint's table of contents, a pickle, is made of.
 TABLE = {
     "torch": ("Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))),
@@ -46,6 +48,7 @@ TABLE = {
     ),
     **dict.fromkeys(("pathlib", "pathlib._local"), ("PosixPath", "WindowsPath")),
 }
+FOLDER = re.compile(r"step-(\d{8,})")
 dcp: Any = torch.distributed.checkpoint  # which exports nothing by pyright's rules
 Named = Mapping[str, torch.Tensor]
 
@@ -71,7 +74,16 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Those that are there, in order, damaged ones included."""
-        return sorted(int(path.parent.name.removeprefix("step-")) for path in self.folder.glob(f"step-*/{MANIFEST}"))
+        named = (FOLDER.fullmatch(path.parent.name) for path in self.folder.glob(f"step-*/{MANIFEST}"))
+        return sorted(int(name[1]) for name in named if name)
+
+    def clean(self) -> None:
+        """Remove what runs that were killed have begun to write or to remove; for the first process."""
+        for path in self.folder.glob(".step-*.part"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob("step-*"):
+            if FOLDER.fullmatch(path.name) and not (path / MANIFEST).exists():
+                shutil.rmtree(path, ignore_errors=True)
 
     def save(
         self,
@@ -106,20 +118,32 @@ class Checkpoints:
         files = {name: entry for part in self._group.gather(listed) for name, entry in part.items()}
         self._together(path, temporary, lambda: self._finish(path, temporary, {**progress, "files": files}))
         if self._group.first:
-            self._remove_old(best)
+            self._remove_old(progress["step"], best)
         return path
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and progress of the newest checkpoint that is undamaged; the damaged ones are told of in a warning."""
-        found = None
+        """Step and progress of the newest checkpoint that is undamaged; the damaged ones are told of in a warning.
+
+        Raises:
+            InputError: all are damaged. To start anew would throw the rest of the run away, and nobody would notice.
+        """
+        found = failure = None
         if self._group.first:
-            for step in reversed(self.steps()):
+            steps = self.steps()
+            for step in reversed(steps):
                 try:
                     found = step, read_checkpoint(self.path(step))
                     break
                 except InputError as error:
-                    warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=2)
-        return self._group.share(found)
+                    failure = str(error)
+                    if step != steps[0]:
+                        warnings.warn(f"{failure} The checkpoint before it is used.", stacklevel=2)
+            if found is None and failure:
+                failure += f" There is no other; remove {self.folder} to start anew."
+        found, failure = self._group.share((found, failure))
+        if found is None and failure:
+            raise InputError(failure)
+        return found
 
     def load(self, step: int, parameters: Named, optimizers: list[torch.optim.Optimizer], ema: Named | None) -> None:
         """Put a checkpoint's tensors into the run's; it may have been saved by another number of processes."""
@@ -168,7 +192,7 @@ class Checkpoints:
     def _finish(self, path: Path, temporary: Path, manifest: dict[str, Any]) -> None:
         if not self._group.first:
             return
-        write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        write_text(temporary / MANIFEST, json.dumps({**manifest, "digest": _digest_of(manifest)}, indent=1) + "\n")
         if path.exists():  # a damaged one, or of a run that was continued from before it
             shutil.rmtree(path)
         temporary.replace(path)
@@ -190,9 +214,12 @@ class Checkpoints:
             raise InputError(f"The checkpoint {path} can't be written ({failures[0].rstrip('.')}); {kept}.")
         return result
 
-    def _remove_old(self, best: int | None) -> None:
-        for step in self.steps()[: -self.keep]:
-            if step != best:
+    def _remove_old(self, newest: int, best: int | None) -> None:
+        """Later ones than the newest are damaged, so that the run went on from before them."""
+        steps = self.steps()
+        kept = [step for step in steps if step <= newest][-self.keep :]
+        for step in steps:
+            if step not in kept and step != best:
                 path = self.path(step)
                 (path / MANIFEST).unlink()  # without it the rest is no checkpoint
                 shutil.rmtree(path, ignore_errors=True)
@@ -206,10 +233,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         progress = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if progress.pop("digest") != _digest_of(progress):
+            raise InputError(f"The checkpoint {path} is damaged: {MANIFEST} is not as it was written.")
         files = progress.pop("files")
-        for name, (size, digest) in files.items():
+        for name, (size, digest) in {**dict.fromkeys(NEEDED, (0, "")), **files}.items():
             file = path / name
-            if ".." in Path(name).parts or not file.is_file():
+            if not file.is_file() or not file.resolve().is_relative_to(path.resolve()):
                 raise InputError(f"The checkpoint {path} lacks {name}.")
             if file.stat().st_size != size or _digest(file) != digest:
                 raise InputError(f"The checkpoint {path} is damaged: {name} is not as it was written.")
@@ -314,6 +343,10 @@ def _list_files(folder: Path, group: Processes) -> dict[str, tuple[int, str]]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(folder: Path) -> None:

@@ -7,8 +7,9 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -71,7 +72,8 @@ def open_dataset(recipe: Recipe, out: Path, group: Processes, working: Working |
         raise InputError("There is nothing to train on: give --train DATA.")
     train = open_source(data.train, data.label_column, data.limit)
     validation = open_source(data.validation, data.label_column, data.validation_limit) if data.validation else None
-    warn_of_empty_classes(data.train)
+    if group.first:
+        warn_of_empty_classes(data.train)
     codec = _palette(recipe, train, out, group, working)
     framing = Framing(*recipe.grid, crop=data.crop)
     augmentation = Augmentation.parse(data.augment)
@@ -130,13 +132,19 @@ class _Ids:
         """Whether the ids were made by an earlier start of this run."""
         there = False
         if self.group.first and (folder / META).exists():
-            meta = json.loads((folder / META).read_text(encoding="utf-8"))
-            grid = [self.framing.height, self.framing.width]
-            facts = (meta["codec"], meta["grid"], meta["records"])
-            there = facts == (self.codec.fingerprint, grid, len(source))
+            ours = (self.codec.fingerprint, asdict(self.framing), len(source), source.path)
+            there = self._made_of(folder / META) == ours
             if not there:  # of other data or of another palette
                 shutil.rmtree(folder)
         return self.group.share(there)
+
+    def _made_of(self, path: Path) -> tuple[Any, ...] | None:
+        """What decided the ids of a folder, as far as it can be told without reading the pictures again."""
+        try:
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            return meta["codec"], meta["framing"], meta["records"], meta["source"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
     def _make(self, source: Source, folder: Path, split: str) -> None:
         make_folder(self.folder)
@@ -149,10 +157,11 @@ def _palette(recipe: Recipe, train: Source, out: Path, group: Processes, working
     """The palette that a recipe asks for; one that is fitted is kept in the run's folder."""
     name = recipe.data.palette
     if name == "fit":
-        if group.first and not (out / PALETTE).exists():
-            _fit(recipe, train, working).save(out / PALETTE)
+        path = out / PALETTE
+        if group.first and not (path.exists() and len(PaletteCodec.load(path)) == recipe.data.colors):
+            _fit(recipe, train, working).save(path)
         group.wait()
-        return PaletteCodec.load(out / PALETTE)
+        return PaletteCodec.load(path)
     if name is None and train.tokens and train.tokens.clusters is not None:
         return PaletteCodec(train.tokens.clusters)
     name = "nano" if name is None else name
@@ -166,6 +175,8 @@ def _fit(recipe: Recipe, train: Source, working: Working | None) -> PaletteCodec
         if isinstance(picture, Image.Image):
             sample.add(np.asarray(picture))
         told(number, len(train))
+    if not len(sample.pixels):
+        raise InputError(f"--palette fit needs pictures, and {train.path} holds none that can be read.")
     return PaletteCodec(cluster_colors(sample.pixels, recipe.data.colors, recipe.optimization.seed))
 
 

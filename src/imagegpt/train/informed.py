@@ -25,6 +25,9 @@ from imagegpt.model.heads import ImageGPTForCausalImageModeling
 # Offsets (rows, columns) from an id's position to the position beside the pixel that the head shall read:
 # up, two to the left, up left, up right, two up, three to the left.
 NEIGHBOURS = [(-1, 1), (0, -1), (-1, 0), (-1, 2), (-2, 1), (0, -2)]
+# The same of a bidirectional network, which has no start token, so that pixel t is beside position t, and sees all
+# sides: up, left, right, down, up left, down right.
+AROUND = [(-1, 0), (0, -1), (0, 1), (1, 0), (-1, -1), (1, 1)]
 EMBEDDING_STD = 0.1
 
 
@@ -71,6 +74,7 @@ def informed_start(
     config, trunk = model.config, model.transformer
     width, head_width = config.n_embd, config.spec.head_width
     side = config.spec.square_grid[0]
+    neighbours = NEIGHBOURS if getattr(config, "is_causal", True) else AROUND
     pairs = head_width // 4
     basis = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
     place, color = basis[: 4 * pairs], basis[4 * pairs :]
@@ -93,7 +97,7 @@ def informed_start(
         block.mlp.c_proj.weight.zero_()
         if heads:
             first = index * config.n_head
-            for head, shift in enumerate(NEIGHBOURS[first : first + config.n_head]):
+            for head, shift in enumerate(neighbours[first : first + config.n_head]):
                 _look_at(block, head, shift, place, frequencies, sharpness, width, head_width)
 
 

@@ -20,14 +20,15 @@ class Journal:
         folder: of the run.
         tracker: "tensorboard" (in `folder`/tensorboard), "trackio" or none.
         settings: the recipe's values, for the tracker.
+        step: from which the run goes on.
 
     Raises:
         MissingExtra: the tracker is not installed.
     """
 
-    def __init__(self, folder: Path, tracker: str | None, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, tracker: str | None, settings: dict[str, Any], step: int = 0) -> None:
         self._path = folder / LOG
-        self._track = _trackers[tracker](folder, settings) if tracker else None
+        self._track = _trackers[tracker](folder, settings, step) if tracker else None
 
     def rewind(self, step: int) -> None:
         """Leave out the records after a step, from which the run goes on."""
@@ -60,12 +61,12 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 Track = Callable[[int, dict[str, float]], None]
 
 
-def _tensorboard(folder: Path, settings: dict[str, Any]) -> Track:
+def _tensorboard(folder: Path, settings: dict[str, Any], step: int) -> Track:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise MissingExtra("--tracker tensorboard", "tensorboard", "track") from None
-    writer = SummaryWriter(str(folder / "tensorboard"))
+    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
     writer.add_text("recipe", json.dumps(settings, indent=1))
 
     def track(step: int, numbers: dict[str, float]) -> None:
@@ -76,7 +77,7 @@ def _tensorboard(folder: Path, settings: dict[str, Any]) -> Track:
     return track
 
 
-def _trackio(folder: Path, settings: dict[str, Any]) -> Track:
+def _trackio(folder: Path, settings: dict[str, Any], step: int) -> Track:
     try:
         import trackio  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -85,4 +86,4 @@ def _trackio(folder: Path, settings: dict[str, Any]) -> Track:
     return lambda step, numbers: run.log(numbers, step=step)
 
 
-_trackers: dict[str, Callable[[Path, dict[str, Any]], Track]] = {"tensorboard": _tensorboard, "trackio": _trackio}
+_trackers: dict[str, Callable[[Path, dict[str, Any], int], Track]] = {"tensorboard": _tensorboard, "trackio": _trackio}

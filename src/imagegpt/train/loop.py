@@ -28,11 +28,11 @@ from imagegpt.train.guard import Guard
 from imagegpt.train.journal import Journal
 from imagegpt.train.optimizers import Schedule, schedule_of
 from imagegpt.train.processes import Processes, processes
-from imagegpt.train.recipe import Recipe
+from imagegpt.train.recipe import Recipe, read_recipe
 from imagegpt.train.start import new_model
 from imagegpt.train.training import Gradient, Training
 
-RECIPE, MODEL, SAMPLES, SKIPPED = "recipe.yaml", "model", "samples", "skipped.txt"
+RECIPE, CHECKPOINTS, MODEL, SAMPLES, SKIPPED = "recipe.yaml", "checkpoints", "model", "samples", "skipped.txt"
 ROLLBACKS = 3  # in a row, without a new checkpoint between them
 # A run that is continued may change what is watched and how it is computed, and how long it is.
 FREE = ("train", "validation", "accumulate", "steps", "epochs", "init", "label_column")
@@ -74,9 +74,10 @@ def train(
     with processes(place, recipe.compute.device, recipe.compute.timeout) as group:
         group_tell: Tell = tell if tell is not None and group.first else lambda *_: None
         make_folder(out)
+        _check_same_run(recipe, out, group)  # before ids are made anew in the other run's folder
         dataset = open_dataset(recipe, out, group, working if group.first else None)
         run = Run(recipe, out, group, dataset, dict(evaluators or {}), group_tell)
-        with stopping() as stop:
+        with stopping() as stop, _told(out):
             return run.go(stop)
 
 
@@ -104,7 +105,8 @@ class Run:
         self.recipe, self.out, self.group, self.dataset = recipe, out, group, dataset
         self._evaluators, self._tell = evaluators, tell
         options = recipe.optimization
-        self._skipped: set[str] = set()
+        listed = out / SKIPPED
+        self._skipped = set(listed.read_text(encoding="utf-8").splitlines()) if listed.exists() else set[str]()
         self.batches = Batches(
             *(dataset.train, dataset.codec, dataset.framing, dataset.augmentation, options.batch, options.seed),
             *(group.rank, group.count, self._skip),
@@ -112,9 +114,7 @@ class Run:
         self.schedule: Schedule = schedule_of(options, self.batches.per_epoch)
         model = new_model(recipe.shape, dataset.codec, recipe.grid, options.seed, group.device)
         self.training = Training(model, recipe, group)
-        self.checkpoints = Checkpoints(
-            out / "checkpoints", group, dataset.codec, dataset.framing, keep=recipe.watch.keep
-        )
+        self.checkpoints = Checkpoints(out / CHECKPOINTS, group, dataset.codec, dataset.framing, keep=recipe.watch.keep)
         self.guard = Guard(recipe.watch.spike)
         self.step = self.position = self.rollbacks = 0
         self.seconds = 0.0
@@ -123,12 +123,12 @@ class Run:
         self._journal = self._begin()
 
     def _begin(self) -> Journal | None:
-        """Check that the folder holds this run or none, and go on from its newest checkpoint."""
+        """Go on from the folder's newest checkpoint, if there is one."""
         failure = None
         if self.group.first:
             try:
-                self._check_same_run()
                 make_folder(self.checkpoints.folder)
+                self.checkpoints.clean()
                 write_text(self.out / RECIPE, yaml.safe_dump(self.recipe.flat(), sort_keys=False))
             except InputError as error:
                 failure = str(error)
@@ -137,26 +137,9 @@ class Run:
         self._resume()
         if not self.group.first:
             return None
-        journal = Journal(self.out, self.recipe.watch.tracker, self.recipe.flat())
+        journal = Journal(self.out, self.recipe.watch.tracker, self.recipe.flat(), self.step)
         journal.rewind(self.step)
         return journal
-
-    def _check_same_run(self) -> None:
-        path = self.out / RECIPE
-        if not self.checkpoints.steps() or not path.exists():
-            return
-        there = yaml.safe_load(path.read_text(encoding="utf-8"))
-        ours = self.recipe.flat()
-        fixed = [
-            name for part in (self.recipe.shape, self.recipe.data, self.recipe.optimization) for name in vars(part)
-        ]
-        changed = [name for name in fixed if name not in FREE and there.get(name) != ours[name]]
-        if changed:
-            name = changed[0]
-            raise InputError(
-                f"{self.out} holds a run with {name} {there.get(name)}, not {ours[name]}: give the same to go on with "
-                "it, or choose another --out."
-            )
 
     def _resume(self) -> None:
         found = self.checkpoints.latest()
@@ -235,6 +218,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint."""
+        self.rollbacks = 0
         progress = {
             "step": self.step,
             "position": self.position,
@@ -266,6 +250,8 @@ class Run:
             raise InputError(f"{told} The run stops; {kept}. Take a lower --lr, --clip 1 or --on-spike rollback.")
         self._resume()
         self.position, self.rollbacks = position, rollbacks
+        if self._journal is not None:
+            self._journal.rewind(self.step)
         self._record("rollback", {"trouble": told, "to": self.step, "position": position})
 
     def _on_export(self, use: Callable[[Path], None]) -> None:
@@ -325,7 +311,7 @@ class Run:
             "steps": self.schedule.steps,
             "parameters": self.training.config.spec.num_parameters,
             "pictures": len(self.dataset.train),
-            "skipped": self.dataset.skipped,
+            "skipped": self.dataset.skipped + len(self._skipped),
             "processes": self.group.count,
             "device": str(self.group.device),
             "palette": self.dataset.codec.fingerprint,
@@ -356,6 +342,37 @@ class Run:
         write_text(temporary / "training.json", made)
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
+
+
+@contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """Turn what a full disk makes of the log, a sheet or the model into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        what = error.filename2 or error.filename or out
+        raise InputError(f"The run in {out} stops: {what} can't be used ({error.strerror or error}).") from None
+
+
+def _check_same_run(recipe: Recipe, out: Path, group: Processes) -> None:
+    """Refuse a folder with the checkpoints of another run."""
+    failure = None
+    if group.first and (out / RECIPE).exists() and any((out / CHECKPOINTS).glob("step-*")):
+        try:
+            there = read_recipe(out / RECIPE)
+            ours = recipe.flat()
+            fixed = [name for part in (recipe.shape, recipe.data, recipe.optimization) for name in vars(part)]
+            changed = [name for name in fixed if name not in FREE and there.get(name) != ours[name]]
+            if changed:
+                name = changed[0]
+                failure = (
+                    f"{out} holds a run with {name} {there.get(name)}, not {ours[name]}: give the same to go on with "
+                    "it, or choose another --out."
+                )
+        except InputError as error:
+            failure = str(error)
+    if failure := group.share(failure):
+        raise InputError(failure)
 
 
 @contextmanager

@@ -109,8 +109,12 @@ def _join(device: torch.device, minutes: float) -> None:
     # With the device named, NCCL's group is made at once; gloo has none to bind.
     bound: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
     dist.init_process_group(backend, timeout=timedelta(minutes=minutes), **bound)
+    # Held for good: where DDP's reducer has the last reference to a group, it ends gloo's threads with the GIL in its
+    # hands, which the one that lets go of the last barrier's tensors waits for. Python's own reference lets go of both.
+    GROUPS.append(dist.group.WORLD)
 
 
+GROUPS: list[Any] = []
 SIGNS: Sequence[str] = (
     "connection closed",
     "connection reset",

@@ -9,10 +9,10 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from cyclopts import Parameter
@@ -218,10 +218,8 @@ class Recipe:
 
         Steps that are given replace the file's epochs, and epochs its steps.
         """
-        values = {} if name is None else read_recipe(name)
-        for given, other in (("steps", "epochs"), ("epochs", "steps")):
-            if overrides.get(given) is not None:
-                values.pop(other, None)
+        given = [key for key, value in overrides.items() if value is not None]
+        values = {} if name is None else read_recipe(name, given)
         return cls.from_flat({**values, **overrides}, str(name or "the call"))
 
     @classmethod
@@ -259,8 +257,12 @@ class Recipe:
         return int(height), int(width)
 
 
-def read_recipe(name: str | Path) -> dict[str, Any]:
+def read_recipe(name: str | Path, replaced: Collection[str] = ()) -> dict[str, Any]:
     """The flat names of a YAML file, or of a recipe that comes with the package.
+
+    Args:
+        name: of the file or the recipe.
+        replaced: names that are given otherwise: steps replace the file's epochs, and epochs its steps.
 
     Raises:
         InputError: there is none, or it is no YAML with names and values; the message names the file.
@@ -276,11 +278,17 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} can't be read as a recipe: {reason(error)}") from None
+        place = getattr(error, "problem_mark", None)
+        where = f"line {place.line + 1}: {getattr(error, 'problem', '')}" if place else reason(error)
+        raise InputError(f"{path} can't be read as a recipe: {where}.") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no recipe: it must be lines of 'name: value'.")
-    Recipe.from_flat(values, str(path))  # wrong names and types are told of this file
-    return values
+    try:
+        Recipe.from_flat(values, str(path))
+    except InputError as error:
+        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    gone = {other for given, other in (("steps", "epochs"), ("epochs", "steps")) if given in replaced}
+    return {key: value for key, value in values.items() if key not in gone}
 
 
 def _owners() -> dict[str, tuple[str, Any]]:
@@ -341,6 +349,3 @@ def _check(recipe: Recipe) -> None:
         raise InputError(f"grid must be HEIGHTxWIDTH, such as 32x32, not {recipe.data.grid!r}.")
     if recipe.optimization.steps is not None and recipe.optimization.epochs is not None:
         raise InputError("Give steps or epochs, not both.")
-
-
-Flags = Annotated[Recipe, Parameter(name="*")]

@@ -218,6 +218,7 @@ def measure(
 
     from imagegpt.engine.backends import torch_device
     from imagegpt.engine.machine import peak_memory
+    from imagegpt.model import heads  # noqa: F401 - the libraries are no part of a run
 
     place = torch_device(device)
     if mapped:
@@ -251,11 +252,6 @@ def _give_back_memory() -> None:
         ctypes.CDLL(None).mallopt(-3, MOST_MAPPED)  # M_MMAP_THRESHOLD
     except (AttributeError, OSError, TypeError):
         return  # no glibc: other allocators have other rules
-
-
-def one_process(run: Training) -> Training:
-    """The same forward and backward with one process alone: what `measure` runs."""
-    return replace(run, ranks=1, strategy="ddp")
 
 
 def _main(check: str) -> None:
