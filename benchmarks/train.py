@@ -133,6 +133,7 @@ def transformers(*, size: str, batch: int, accumulate: int, steps: int, precisio
             optim="adamw_torch_fused",
             learning_rate=1e-4,
             max_grad_norm=0.0,
+            use_cpu=not torch.cuda.is_available(),
             bf16=precision == "bf16",
             torch_compile=compile,
             save_strategy="no",

@@ -159,9 +159,8 @@ def test_the_cards_figure_comes_out_again(nano):
     if not VALIDATION.is_file():
         pytest.skip(f"no CIFAR-10 at {VALIDATION}")
     import card
-    import train
 
-    ids_BT = nano.codec.encode(train.read_pictures(VALIDATION)).reshape(5000, -1)
+    ids_BT = nano.codec.encode(card.read_pictures(VALIDATION.parent, "validation")).reshape(5000, -1)
     figures = json.loads((FOLDER / "evaluation.json").read_text(encoding="utf-8"))
     assert card.nats_per_picture(nano, ids_BT, 20).mean() == pytest.approx(figures["nats_per_token"], abs=2e-4)
 

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 
 from imagegpt.engine.backends import Precision
 from imagegpt.engine.features import Layer
 from imagegpt.errors import InputError
+from imagegpt.parameters import Whole
 from imagegpt.pipeline import ImageGPT
 
 if TYPE_CHECKING:
     from imagegpt.data.records import Source
 
 
-def _whole(_: object, tokens: Sequence[Token]) -> int:
-    """A whole number; cyclopts by itself cuts 1.6 to 1."""
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
-
-
-Whole = Annotated[int, Parameter(converter=_whole)]
 Json = Annotated[bool, Parameter("--json", negative="")]
 
 

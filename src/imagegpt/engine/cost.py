@@ -254,8 +254,10 @@ def _of_final_norm(spec: ModelSpec, run: Training, ids: int) -> int:
 
 
 def _copies(spec: ModelSpec, run: Training, blocks: int) -> int:
-    """Autocast's, of the first blocks and of the head, without the norms."""
+    """Autocast's, of the first blocks and of the head, without the norms; FSDP2 gathers blocks in half precision."""
     head = spec.num_colors * spec.n_embd
+    if run.shards > 1:
+        return 2 * head if run.half else 0
     return 2 * (sum(block_numbers(spec)[:blocks]) - 2 * blocks * spec.n_embd + head) if run.half else 0
 
 
@@ -263,12 +265,12 @@ def _ids(spec: ModelSpec, run: Training, length: int | None) -> int:
     return run.rows * (spec.n_positions if length is None else length)
 
 
-def _gathered(spec: ModelSpec, run: Training, blocks: int) -> int:
-    """The root's parameters, which stay until the end, and so many blocks: FSDP2's buffers."""
+def _gathered(spec: ModelSpec, run: Training, blocks: int, sent: int = 0) -> int:
+    """FSDP2's buffers: the root's parameters, which stay until the end, so many blocks, and gradients being sent."""
     if run.shards == 1:
         return 0
     numbers = block_numbers(spec)
-    return 4 * (spec.num_parameters - sum(numbers) + blocks * max(numbers))
+    return 4 * (spec.num_parameters - sum(numbers)) + (run.number * blocks + 4 * sent) * max(numbers)
 
 
 def _loss(spec: ModelSpec, run: Training, length: int | None) -> dict[str, int]:
@@ -297,7 +299,7 @@ def _backward(spec: ModelSpec, run: Training, length: int | None, sending: bool 
         _gradients(spec, run, end=False),
         activations=_activations(spec, run, blocks, ids) - _of_final_norm(spec, run, ids) + again,
         copies=_copies(spec, run, 1 if run.checkpointing else blocks),
-        gathered=_gathered(spec, run, 3 if sending else 2),
+        gathered=_gathered(spec, run, 2, sent=int(sending)),
         temporary=_temporary(spec, run, ids),
     )
 

@@ -127,23 +127,18 @@ class Checkpoints:
         Raises:
             InputError: all are damaged. To start anew would throw the rest of the run away, and nobody would notice.
         """
-        found = failure = None
-        if self._group.first:
-            steps = self.steps()
-            for step in reversed(steps):
-                try:
-                    found = step, read_checkpoint(self.path(step))
-                    break
-                except InputError as error:
-                    failure = str(error)
-                    if step != steps[0]:
-                        warnings.warn(f"{failure} The checkpoint before it is used.", stacklevel=2)
-            if found is None and failure:
-                failure += f" There is no other; remove {self.folder} to start anew."
-        found, failure = self._group.share((found, failure))
-        if found is None and failure:
-            raise InputError(failure)
-        return found
+        return self._group.once(self._latest)
+
+    def _latest(self) -> tuple[int, dict[str, Any]] | None:
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return step, read_checkpoint(self.path(step))
+            except InputError as error:
+                if step == steps[0]:
+                    raise InputError(f"{error} There is no other; remove {self.folder} to start anew.") from None
+                warnings.warn(f"{error} The checkpoint before it is used.", stacklevel=3)
+        return None
 
     def load(self, step: int, parameters: Named, optimizers: list[torch.optim.Optimizer], ema: Named | None) -> None:
         """Put a checkpoint's tensors into the run's; it may have been saved by another number of processes."""

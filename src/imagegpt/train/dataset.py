@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -109,34 +110,24 @@ class _Ids:
 
     def __call__(self, source: Source, split: str) -> Source:
         if source.tokens:
-            self._check(source)
+            if os.path.isdir(source.path):
+                self.group.once(lambda: verify(source.path))
             return source
         folder = self.folder / split
-        if not self._is_there(folder, source):
+        if not self.group.once(lambda: self._is_there(folder, source)):
             self._make(source, folder, split)
         self.skipped += len(json.loads((folder / META).read_text(encoding="utf-8"))["skipped"])
         return open_source(folder)
 
-    def _check(self, source: Source) -> None:
-        if os.path.isdir(source.path):
-            failure = None
-            if self.group.first:
-                try:
-                    verify(source.path)
-                except InputError as error:
-                    failure = str(error)
-            if failure := self.group.share(failure):
-                raise InputError(failure)
-
     def _is_there(self, folder: Path, source: Source) -> bool:
         """Whether the ids were made by an earlier start of this run."""
-        there = False
-        if self.group.first and (folder / META).exists():
-            ours = (self.codec.fingerprint, asdict(self.framing), len(source), source.path)
-            there = self._made_of(folder / META) == ours
-            if not there:  # of other data or of another palette
-                shutil.rmtree(folder)
-        return self.group.share(there)
+        if not (folder / META).exists():
+            return False
+        ours = (self.codec.fingerprint, asdict(self.framing), len(source), source.path)
+        there = self._made_of(folder / META) == ours
+        if not there:  # of other data or of another palette
+            shutil.rmtree(folder)
+        return there
 
     def _made_of(self, path: Path) -> tuple[Any, ...] | None:
         """What decided the ids of a folder, as far as it can be told without reading the pictures again."""
@@ -150,7 +141,7 @@ class _Ids:
         make_folder(self.folder)
         job = Tokenization(source, self.codec, self.framing, on_error="skip")
         job.run(folder, self.group.rank, self.group.count, _telling(self.working, f"ids of the {split} pictures"))
-        self.group.wait()
+        _wait(folder / META, self.group)
 
 
 def _palette(recipe: Recipe, train: Source, out: Path, group: Processes, working: Working | None) -> PaletteCodec:
@@ -160,12 +151,19 @@ def _palette(recipe: Recipe, train: Source, out: Path, group: Processes, working
         path = out / PALETTE
         if group.first and not (path.exists() and len(PaletteCodec.load(path)) == recipe.data.colors):
             _fit(recipe, train, working).save(path)
-        group.wait()
+        _wait(path, group)
         return PaletteCodec.load(path)
     if name is None and train.tokens and train.tokens.clusters is not None:
         return PaletteCodec(train.tokens.clusters)
     name = "nano" if name is None else name
     return PaletteCodec.load(name) if name.endswith(".npy") else load_preprocessor(checkpoint.find_model(name))[0]
+
+
+def _wait(path: Path, group: Processes) -> None:
+    """Wait for a file of the first process, which may take longer to make than a process may be silent."""
+    while not path.exists():
+        time.sleep(0.2)
+    group.wait()
 
 
 def _fit(recipe: Recipe, train: Source, working: Working | None) -> PaletteCodec:

@@ -74,7 +74,7 @@ def train(
     with processes(place, recipe.compute.device, recipe.compute.timeout) as group:
         group_tell: Tell = tell if tell is not None and group.first else lambda *_: None
         make_folder(out)
-        _check_same_run(recipe, out, group)  # before ids are made anew in the other run's folder
+        group.once(lambda: _check_same_run(recipe, out))  # before ids are made anew in the other run's folder
         dataset = open_dataset(recipe, out, group, working if group.first else None)
         run = Run(recipe, out, group, dataset, dict(evaluators or {}), group_tell)
         with stopping() as stop, _told(out):
@@ -124,22 +124,18 @@ class Run:
 
     def _begin(self) -> Journal | None:
         """Go on from the folder's newest checkpoint, if there is one."""
-        failure = None
-        if self.group.first:
-            try:
-                make_folder(self.checkpoints.folder)
-                self.checkpoints.clean()
-                write_text(self.out / RECIPE, yaml.safe_dump(self.recipe.flat(), sort_keys=False))
-            except InputError as error:
-                failure = str(error)
-        if failure := self.group.share(failure):
-            raise InputError(failure)
+        self.group.once(self._prepare)
         self._resume()
         if not self.group.first:
             return None
         journal = Journal(self.out, self.recipe.watch.tracker, self.recipe.flat(), self.step)
         journal.rewind(self.step)
         return journal
+
+    def _prepare(self) -> None:
+        make_folder(self.checkpoints.folder)
+        self.checkpoints.clean()
+        write_text(self.out / RECIPE, yaml.safe_dump(self.recipe.flat(), sort_keys=False))
 
     def _resume(self) -> None:
         found = self.checkpoints.latest()
@@ -354,25 +350,18 @@ def _told(out: Path) -> Iterator[None]:
         raise InputError(f"The run in {out} stops: {what} can't be used ({error.strerror or error}).") from None
 
 
-def _check_same_run(recipe: Recipe, out: Path, group: Processes) -> None:
+def _check_same_run(recipe: Recipe, out: Path) -> None:
     """Refuse a folder with the checkpoints of another run."""
-    failure = None
-    if group.first and (out / RECIPE).exists() and any((out / CHECKPOINTS).glob("step-*")):
-        try:
-            there = read_recipe(out / RECIPE)
-            ours = recipe.flat()
-            fixed = [name for part in (recipe.shape, recipe.data, recipe.optimization) for name in vars(part)]
-            changed = [name for name in fixed if name not in FREE and there.get(name) != ours[name]]
-            if changed:
-                name = changed[0]
-                failure = (
-                    f"{out} holds a run with {name} {there.get(name)}, not {ours[name]}: give the same to go on with "
-                    "it, or choose another --out."
-                )
-        except InputError as error:
-            failure = str(error)
-    if failure := group.share(failure):
-        raise InputError(failure)
+    if not (out / RECIPE).exists() or not any((out / CHECKPOINTS).glob("step-*")):
+        return
+    there, ours = read_recipe(out / RECIPE), recipe.flat()
+    fixed = [name for part in (recipe.shape, recipe.data, recipe.optimization) for name in vars(part)]
+    for name in fixed:
+        if name not in FREE and there.get(name) != ours[name]:
+            raise InputError(
+                f"{out} holds a run with {name} {there.get(name)}, not {ours[name]}: give the same to go on with it, "
+                "or choose another --out."
+            )
 
 
 @contextmanager

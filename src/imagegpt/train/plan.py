@@ -18,10 +18,13 @@ Strategy = Literal["ddp", "fsdp"]
 Optimizer = Literal["adamw", "muon"]
 
 GPU_UTILISATION = 0.40  # an assumption: no GPU has been measured
-CPU_UTILISATION = {"fp32": 0.55, "bf16": 0.35}  # measured: benchmarks/plan.py
+# Measured (benchmarks/RESULTS.md, forward.py): a step of small on two cores, over the rate of one product.
+CPU_UTILISATION = {"fp32": 0.55}
+CPU_HALF_UTILISATION = 0.1  # an assumption: on a busy machine steps in bf16 reached 0.03 to 0.07 (docs/planning.md)
 GPU_CONTEXT = 1 << 30  # an assumption: CUDA's context and the libraries' work space
 GPU_FRAGMENTS = 0.05  # an assumption: the part that torch's allocator can't use
 CPU_LIBRARIES = 400 << 20  # measured: Python, torch and transformers before a model is made, and threads' buffers
+CPU_FRAGMENTS = 0.13  # measured: what glibc keeps of freed tensors, 9 to 20 %; with checkpointing up to 60 %
 DDP_ROOM = 0.9  # part of the memory up to which ddp is chosen by itself: what is planned is not exact
 NODE = 8  # GPUs of a node
 NETWORK = 50.0  # GB/s per GPU between nodes: 400 Gbit/s, an assumption
@@ -200,8 +203,8 @@ def plan(
 def memory_parts(spec: ModelSpec, run: Training) -> dict[str, int]:
     """`training_memory`, and the `overhead` of the libraries and of the allocator."""
     parts = training_memory(spec, run)
-    overhead = CPU_LIBRARIES if run.cpu else GPU_CONTEXT + int(GPU_FRAGMENTS * sum(parts.values()))
-    return parts | {"overhead": overhead}
+    fixed, fragments = (CPU_LIBRARIES, CPU_FRAGMENTS) if run.cpu else (GPU_CONTEXT, GPU_FRAGMENTS)
+    return parts | {"overhead": fixed + int(fragments * sum(parts.values()))}
 
 
 def rows_of(batch: int, gpus: int, accumulate: int) -> int:
@@ -223,18 +226,20 @@ def rows_of(batch: int, gpus: int, accumulate: int) -> int:
 
 
 def bytes_sent(spec: ModelSpec, run: Training) -> int:
-    """Bytes that one GPU sends in a step, everything in float32, as rings do it.
+    """Bytes that one GPU sends in a step, as rings do it.
 
-    DDP sums the gradients once a step: 2 (n - 1) / n of their bytes. FSDP2 gathers the blocks for each forward and
-    again for each backward pass, the rest once, and sends each gradient to its owner once a step: (n - 1) / n each.
+    DDP sums the float32 gradients once a step: 2 (n - 1) / n of their bytes. FSDP2 gathers the blocks for each forward
+    and again for each backward pass, in the products' own type, the rest once, and sends each float32 gradient to its
+    owner once a step: (n - 1) / n each.
     """
     if run.ranks == 1:
         return 0
     everything, blocks = spec.num_parameters, sum(block_numbers(spec))
-    numbers = 2 * everything
+    sent = 2 * 4 * everything
     if run.strategy == "fsdp":
-        numbers = run.accumulate * (everything + blocks) + everything
-    return 4 * numbers * (run.ranks - 1) // run.ranks
+        gathered = 4 * (everything - blocks) + 2 * run.number * blocks
+        sent = run.accumulate * gathered + 4 * everything
+    return sent * (run.ranks - 1) // run.ranks
 
 
 def _check(
@@ -294,7 +299,7 @@ def _speed(
     """Operations, bytes sent and times of a plan, and the notes that say what is assumed."""
     sequences = run.rows * run.ranks * run.accumulate
     operations = training_flops(spec, sequences, run.checkpointing)
-    usual = CPU_UTILISATION.get(precision, CPU_UTILISATION["fp32"]) if run.cpu else GPU_UTILISATION
+    usual = CPU_UTILISATION.get(precision, CPU_HALF_UTILISATION) if run.cpu else GPU_UTILISATION
     part = usual if utilisation is None else utilisation
     rate, sent = device.rate(precision), bytes_sent(spec, run)
     across = run.ranks > gpus_per_node
@@ -325,12 +330,16 @@ def _notes(
     if not usual:
         speed = f"{part:.0%} of the peak, as given"
     elif run.cpu:
-        speed = f"{part:.0%} of one product's rate, which was measured here; steps reached this part on two cores"
+        known = "steps of small reached this part on two cores" if not run.half else "this part is assumed"
+        speed = f"{part:.0%} of one product's rate, which was measured here; {known}"
     else:
         speed = f"assumed {part:.0%} of peak; no GPU has been measured"
     notes = [f"speed: {speed}", f"peak: {device.source}"]
     if run.cpu:
-        notes.append("memory: glibc holds more than is needed unless MALLOC_MMAP_THRESHOLD_=1048576 (docs/planning.md)")
+        notes.append(
+            f"overhead: {CPU_LIBRARIES >> 20} MiB of libraries, and {CPU_FRAGMENTS:.0%} that glibc keeps unless "
+            "MALLOC_MMAP_THRESHOLD_=1048576 (docs/planning.md)"
+        )
     else:
         notes.append(f"overhead: assumed {GPU_CONTEXT >> 20} MiB and {GPU_FRAGMENTS:.0%}")
     if run.ranks > 1:

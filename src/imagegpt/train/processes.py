@@ -6,7 +6,7 @@ One process without torchrun is a group of one, in which nothing is sent.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -68,9 +68,18 @@ class Processes:
         if self.count > 1:
             dist.barrier()
 
-    def share(self, value: Any) -> Any:
-        """The first process's value, in all."""
-        return self.gather(value)[0]
+    def once(self, work: Callable[[], Any]) -> Any:
+        """Have the first process do something; all get its result, or its InputError."""
+        found = failure = None
+        if self.first:
+            try:
+                found = work()
+            except InputError as error:
+                failure = str(error)
+        found, failure = self.gather((found, failure))[0]
+        if failure is not None:
+            raise InputError(failure)
+        return found
 
 
 @contextmanager
@@ -109,8 +118,8 @@ def _join(device: torch.device, minutes: float) -> None:
     # With the device named, NCCL's group is made at once; gloo has none to bind.
     bound: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
     dist.init_process_group(backend, timeout=timedelta(minutes=minutes), **bound)
-    # Held for good: where DDP's reducer has the last reference to a group, it ends gloo's threads with the GIL in its
-    # hands, which the one that lets go of the last barrier's tensors waits for. Python's own reference lets go of both.
+    # Held for good. Where DDP's reducer has the last reference to a group, its end waits for gloo's threads while it
+    # has the GIL, and one of them, at the end of the last barrier, may wait for the GIL: for ever.
     GROUPS.append(dist.group.WORLD)
 
 

@@ -19,6 +19,7 @@ from cyclopts import Parameter
 
 from imagegpt.codec.augment import Augmentation
 from imagegpt.errors import InputError, reason
+from imagegpt.parameters import Whole
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -41,9 +42,9 @@ class Shape:
     """
 
     size: str = "small"
-    width: int | None = None
-    layers: int | None = None
-    heads: int | None = None
+    width: Whole | None = None
+    layers: Whole | None = None
+    heads: Whole | None = None
     dropout: float = 0.0
     objective: Literal["ar", "bert"] = "ar"
     mask: float = 0.15
@@ -73,12 +74,12 @@ class Data:
     train: str | None = None
     validation: str | None = None
     palette: str | None = None
-    colors: int = 512
+    colors: Whole = 512
     grid: str = "32x32"
     crop: Literal["center", "none"] = "center"
     augment: str = "none"
-    limit: int | None = None
-    validation_limit: int | None = None
+    limit: Whole | None = None
+    validation_limit: Whole | None = None
     label_column: str | None = None
 
 
@@ -106,9 +107,9 @@ class Optimization:
         seed: of everything random.
     """
 
-    batch: int = 128
-    accumulate: int = 1
-    steps: int | None = None
+    batch: Whole = 128
+    accumulate: Whole = 1
+    steps: Whole | None = None
     epochs: float | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 3e-3
@@ -122,7 +123,7 @@ class Optimization:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     decay: float = 0.4
     ema: float = 0.0
-    seed: int = 0
+    seed: Whole = 0
 
 
 @Parameter(name="*", group="Machine")
@@ -168,15 +169,15 @@ class Watch:
         spike: a jump in nats/token above the latest updates' mean; 0 looks for losses that are not finite only.
     """
 
-    log_every: int = 10
-    validate_every: int = 1000
-    save_every: int = 1000
-    sample_every: int = 0
-    probe_every: int = 0
-    probe_layer: int | None = None
-    probe_pictures: int = 2000
-    samples: int = 16
-    keep: int = 2
+    log_every: Whole = 10
+    validate_every: Whole = 1000
+    save_every: Whole = 1000
+    sample_every: Whole = 0
+    probe_every: Whole = 0
+    probe_layer: Whole | None = None
+    probe_pictures: Whole = 2000
+    samples: Whole = 16
+    keep: Whole = 2
     tracker: Literal["tensorboard", "trackio"] | None = None
     on_spike: Literal["stop", "rollback"] = "stop"
     spike: float = 0.0
@@ -340,7 +341,7 @@ def _check(recipe: Recipe) -> None:
     values = recipe.flat()
     for name, (low, high) in LIMITS.items():
         if values[name] is not None and not low <= values[name] <= high:
-            told = f"at least {low:g}" if high >= 1e9 else f"from {low:g} to {high:g}"
+            told = f"at least {low:g}" if high >= 1e9 and values[name] < low else f"from {low:g} to {high:g}"
             told = f"at least {low:g} and below 1" if high == BELOW_1 else told
             raise InputError(f"{name} must be {told}, not {values[name]}.")
     Augmentation.parse(recipe.data.augment)

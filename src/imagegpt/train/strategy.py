@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from imagegpt.train.objectives import Autoregressive, Masked
 from imagegpt.train.processes import Processes
 from imagegpt.train.recipe import Compute
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what autocast computes in
 
 
 def spread(objective: Autoregressive | Masked, compute: Compute, group: Processes) -> torch.nn.Module:
@@ -29,10 +31,11 @@ def spread(objective: Autoregressive | Masked, compute: Compute, group: Processe
     """
     model: Any = objective.model
     if compute.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     divided = compute.strategy == "fsdp" and group.count > 1
     if divided:
-        divide(objective, group.count, group.device.type)
+        mesh = init_device_mesh(group.device.type, (group.count,))
+        divide(objective, model.transformer.h, mesh, HALF.get(compute.precision))
     if compute.compile and divided:
         for block in model.transformer.h:
             block.compile()  # whole graphs would hide the blocks' hooks
@@ -44,19 +47,31 @@ def spread(objective: Autoregressive | Masked, compute: Compute, group: Processe
     return DistributedDataParallel(ready, device_ids=own, gradient_as_bucket_view=True)
 
 
-def divide(objective: torch.nn.Module, count: int, kind: str) -> None:
-    """Divide every weight among `count` processes (FSDP2); each block's are gathered while it runs.
+def checkpoint_activations(model: Any) -> None:
+    """Have a network keep its blocks' inputs alone and compute the rest again in the backward pass."""
+    new = getattr(model, "activation_checkpointing_enable", None)  # its name from transformers 5.23 on
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def divide(
+    root: torch.nn.Module, blocks: Iterable[torch.nn.Module], mesh: DeviceMesh, half: torch.dtype | None
+) -> None:
+    """Divide every weight among processes (FSDP2); each block's are gathered while it runs.
+
+    In half precision the blocks' weights are gathered in it: half the bytes are sent, and autocast need not keep copies
+    of the whole network until the backward pass. The residual stream stays float32, and so do the sums of gradients;
+    the norms' weights and the biases are rounded, which DDP does not do.
 
     Args:
-        objective: with a `model`; changed in place.
-        count: processes of the group.
-        kind: of their devices.
+        root: changed in place.
+        blocks: of it, each a unit of its own.
+        mesh: the processes.
+        half: autocast's dtype, if it is used.
     """
-    mesh = init_device_mesh(kind, (count,))
-    model: Any = objective.model
-    for block in model.transformer.h:
-        fully_shard(block, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(root, mesh=mesh)
 
 
 @contextmanager

@@ -98,14 +98,16 @@ def trace(spec: ModelSpec, run: Training, on_progress: Progress | None = None) -
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from imagegpt.train.strategy import divide
+
     told, divided = on_progress or (lambda words: None), run.shards > 1
-    mesh = _fake_mesh(run.ranks) if divided else None
+    mesh: Any = _fake_mesh(run.ranks) if divided else None
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of views that FSDP2 hooks, and of old profilers
         model = _network(spec, replace(run, cpu=False))
         told(f"built: {spec.num_parameters / 1e6:,.0f} million weights")
         if divided:
-            _divide(model, mesh)
+            divide(model, model.transformer.h, mesh, torch.bfloat16 if run.half else None)
             told(f"divided among {run.ranks} processes")
         optimizer = _optimizer(model)
         ids = torch.zeros((run.rows, spec.n_positions), dtype=torch.long)
@@ -137,23 +139,15 @@ def _fake_mesh(ranks: int) -> Any:
 def _network(spec: ModelSpec, run: Training) -> Any:
     from imagegpt.config import ImageGPTConfig
     from imagegpt.model.heads import ImageGPTForCausalImageModeling
+    from imagegpt.train.strategy import checkpoint_activations
 
     rate = run.dropout
     of_attention = rate if run.cpu else 0.0  # draws a seed on a CPU, which a fake one can't; on GPUs it keeps nothing
     config = ImageGPTConfig(**asdict(spec), resid_pdrop=rate, embd_pdrop=rate, attn_pdrop=of_attention)
     model = ImageGPTForCausalImageModeling(config).train()
     if run.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     return model
-
-
-def _divide(model: Any, mesh: Any) -> None:
-    """As `imagegpt.train.strategy.divide`, on a mesh that was made outside of the fake tensors' mode."""
-    from torch.distributed.fsdp import fully_shard
-
-    for block in model.transformer.h:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
 
 
 def _optimizer(model: Any) -> Any:

@@ -5,7 +5,7 @@ Shape suffixes: B this process's pictures, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +22,9 @@ from imagegpt.train.objectives import draw_masks, objective_of
 from imagegpt.train.optimizers import optimizers_of, set_rates
 from imagegpt.train.processes import Processes
 from imagegpt.train.recipe import Recipe
-from imagegpt.train.strategy import gather_again, spread, syncing
+from imagegpt.train.strategy import HALF, gather_again, spread, syncing
 
 foreach: Any = torch  # whose functions over lists of tensors have no types
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Training:
         self.recipe, self.group, self.device = recipe, group, group.device
         self.rows = rows_per_forward(recipe.optimization.batch, group.count, recipe.optimization.accumulate)
         _set_precision(recipe.compute.precision, self.device)
-        self._autocast = AUTOCAST.get(recipe.compute.precision)
+        self._autocast = HALF.get(recipe.compute.precision)
         self.model = model
         self.config: Any = model.config
         torch.nn.Module.to(model, self.device)  # transformers types its own `to` as a method without self
@@ -132,13 +131,13 @@ class Training:
         with torch.no_grad():
             if self.ema is not None:
                 kept = [weight.detach().clone() for weight in weights]
-                foreach._foreach_copy_(weights, list(self.ema.values()))
+                copy_all(weights, self.ema.values())
             try:
                 yield
             finally:
                 gather_again(self.objective)
                 if kept is not None:
-                    foreach._foreach_copy_(weights, kept)
+                    copy_all(weights, kept)
                 self.model.train()
 
     def loss(self, ids_BT: np.ndarray, masks_BT: np.ndarray | None = None) -> float:
@@ -175,6 +174,12 @@ class Training:
         if self.ema is not None:
             weights = [weight.detach() for weight in self.parameters.values()]
             foreach._foreach_lerp_(list(self.ema.values()), weights, 1 - self.recipe.optimization.ema)
+
+
+def copy_all(targets: Iterable[torch.Tensor], sources: Iterable[torch.Tensor]) -> None:
+    """Copy tensors into others; torch's own function for that knows none that FSDP divides."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
 def rows_per_forward(batch: int, processes: int, accumulate: int) -> int:
