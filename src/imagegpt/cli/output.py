@@ -107,6 +107,8 @@ def keeping(folder: Path) -> Iterator[None]:
     """Say of a run that Ctrl-C stops that its parts are kept, once there are any in their folder."""
     try:
         yield
+    except Interrupted:
+        raise  # it says what is kept
     except KeyboardInterrupt:
         if not folder.exists():
             raise

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imagegpt.cli.options import Json, place_among_processes
-from imagegpt.cli.output import print_record
+from imagegpt.cli.output import keeping, print_record
 from imagegpt.errors import InputError
 from imagegpt.train.recipe import Recipe, read_recipe
 
@@ -60,7 +60,7 @@ def train(
     if find_lr:
         suggest(chosen, out, place, json_)
         return
-    with showing(place[0] == 0) as display:
+    with keeping(out), showing(place[0] == 0) as display:
         summary = run(
             chosen, out, place=place, evaluators=evaluators(chosen), tell=display.tell, working=display.working
         )
