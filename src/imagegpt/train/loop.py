@@ -30,7 +30,7 @@ from imagegpt.train.optimizers import Schedule, schedule_of
 from imagegpt.train.processes import Processes, processes
 from imagegpt.train.recipe import Recipe, read_recipe
 from imagegpt.train.start import new_model
-from imagegpt.train.training import Gradient, Training
+from imagegpt.train.training import Gradient, Training, check_precision, rows_per_forward
 
 RECIPE, CHECKPOINTS, MODEL, SAMPLES, SKIPPED = "recipe.yaml", "checkpoints", "model", "samples", "skipped.txt"
 ROLLBACKS = 3  # in a row, without a new checkpoint between them
@@ -75,6 +75,7 @@ def train(
         group_tell: Tell = tell if tell is not None and group.first else lambda *_: None
         make_folder(out)
         group.once(lambda: _check_same_run(recipe, out))  # before ids are made anew in the other run's folder
+        _check(recipe, group)
         dataset = open_dataset(recipe, out, group, working if group.first else None)
         run = Run(recipe, out, group, dataset, dict(evaluators or {}), group_tell)
         with stopping() as stop, _told(out):
@@ -348,6 +349,14 @@ def _told(out: Path) -> Iterator[None]:
     except OSError as error:
         what = error.filename2 or error.filename or out
         raise InputError(f"The run in {out} stops: {what} can't be used ({error.strerror or error}).") from None
+
+
+def _check(recipe: Recipe, group: Processes) -> None:
+    """Say what can't be before ids are made of all pictures, which takes time."""
+    options = recipe.optimization
+    rows_per_forward(options.batch, group.count, options.accumulate)
+    check_precision(recipe.compute.precision, group.device)
+    schedule_of(options, per_epoch=1)
 
 
 def _check_same_run(recipe: Recipe, out: Path) -> None:

@@ -57,7 +57,9 @@ class Training:
     def __init__(self, model: ImageGPTForCausalImageModeling, recipe: Recipe, group: Processes) -> None:
         self.recipe, self.group, self.device = recipe, group, group.device
         self.rows = rows_per_forward(recipe.optimization.batch, group.count, recipe.optimization.accumulate)
-        _set_precision(recipe.compute.precision, self.device)
+        check_precision(recipe.compute.precision, self.device)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if recipe.compute.precision == "tf32" else "highest")
         self._autocast = HALF.get(recipe.compute.precision)
         self.model = model
         self.config: Any = model.config
@@ -198,10 +200,9 @@ def rows_per_forward(batch: int, processes: int, accumulate: int) -> int:
     return batch // share
 
 
-def _set_precision(precision: str, device: torch.device) -> None:
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that a device lacks."""
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision fp16 needs a GPU; a CPU computes in bf16 or fp32.")
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-        if precision == "bf16" and not torch.cuda.is_bf16_supported():
-            raise InputError("This GPU has no bfloat16 units: take --precision fp16.")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError("This GPU has no bfloat16 units: take --precision fp16.")
