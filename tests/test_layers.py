@@ -15,7 +15,7 @@ ROOT = Path(imagegpt.__file__).parent
 # Every file or folder of the package; a new one must be given its layer here.
 LAYERS = {
     "errors": 0,
-    "parameters": 0,
+    "arguments": 0,
     "files": 0,
     "figures": 0,
     "tensors": 0,

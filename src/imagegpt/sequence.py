@@ -5,12 +5,33 @@ Shape suffixes: B batch, T ids of a picture, P given ids.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.errors import InputError
+
+
+def parse_grid(text: str, told: str = "grid must be") -> tuple[int, int]:
+    """A grid as it is typed: "32x48" is 32 rows of 48 ids.
+
+    Args:
+        text: HEIGHTxWIDTH.
+        told: how the message begins.
+
+    Raises:
+        InputError: another form, or a side of 0.
+    """
+    sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    rule = f"{told} HEIGHTxWIDTH, such as 32x32, not {text!r}"
+    if sides is None:
+        raise InputError(f"{rule}.")
+    height, width = int(sides[1]), int(sides[2])
+    if not height or not width:
+        raise InputError(f"{rule}: its {'width' if height else 'height'} must be a whole number of at least 1.")
+    return height, width
 
 
 def flatten(ids_BHW: NDArray[Any]) -> NDArray[Any]:

@@ -10,16 +10,14 @@ from imagegpt import checkpoint
 from imagegpt.cli.options import DataOptions, Json, Whole, parse_grid
 from imagegpt.cli.output import print_record
 from imagegpt.codec.augment import Augmentation
-from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import Framing
-from imagegpt.codec.preprocessor_file import find_palette
+from imagegpt.data.ids import palette_of
 from imagegpt.data.records import Source
 from imagegpt.errors import InputError
 from imagegpt.spec import ModelSpec
 from imagegpt.train.batches import Batches
 
 GRID = "32x32"
-STEP = 3  # forwards that a training step costs: the backward is two
 MOST_IDS = 1 << 16  # of the product that is timed
 
 
@@ -60,7 +58,7 @@ def data(
     spec = None if model is None else checkpoint.read_spec(checkpoint.find_model(model))
     augmentation = Augmentation.parse(augment)
     source = DataOptions(limit).open(data)
-    framing, codec = Framing(*_grid(grid, source), crop), _palette(palette, source)
+    framing, codec = Framing(*_grid(grid, source), crop), palette_of(source, palette)
     skipped: list[str] = []
     batches = Batches(source, codec, framing, augmentation, batch, seed, skipped=skipped.append)
     record: dict[str, Any] = {"data": data, "records": len(source), "holds": "ids" if source.tokens else "pictures"}
@@ -101,18 +99,12 @@ def _grid(typed: str | None, source: Source) -> tuple[int, int]:
     return parse_grid(typed or GRID)
 
 
-def _palette(name: str | None, source: Source) -> PaletteCodec:
-    if name is None and source.tokens and source.tokens.clusters is not None:
-        return PaletteCodec(source.tokens.clusters)
-    return find_palette(name or "nano")
-
-
 def _training_limit(spec: ModelSpec, batch: int, device: str | None) -> float:
     from imagegpt.engine.backends import torch_device
-    from imagegpt.engine.cost import forward_flops
+    from imagegpt.engine.cost import training_flops
     from imagegpt.engine.machine import matmul_rate
 
     place = torch_device(device)
     rows = min(batch * spec.n_positions, MOST_IDS)
     rate = matmul_rate(rows, spec.n_embd, "bfloat16" if place.type == "cuda" else "float32", place, repeats=5)
-    return rate / (STEP * forward_flops(spec))
+    return rate / training_flops(spec, rows=1)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from imagegpt import sequence
+from imagegpt.arguments import Whole
 from imagegpt.engine.backends import Precision
 from imagegpt.engine.features import Layer
 from imagegpt.errors import InputError
-from imagegpt.parameters import Whole
 from imagegpt.pipeline import ImageGPT
 
 if TYPE_CHECKING:
@@ -109,11 +109,8 @@ def parse_layers(text: str | None) -> Layer:
 
 
 def parse_grid(text: str) -> tuple[int, int]:
-    """A grid as it is typed: "32x48" is 32 rows of 48 ids."""
-    sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
-    if sides is None:
-        raise InputError(f"--grid is HEIGHTxWIDTH, such as 32x32, not {text!r}.")
-    return int(sides[1]), int(sides[2])
+    """The value of --grid."""
+    return sequence.parse_grid(text, "--grid is")
 
 
 def place_among_processes() -> tuple[int, int]:

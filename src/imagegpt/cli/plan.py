@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from imagegpt import checkpoint
-from imagegpt.cli.options import Json, Whole
+from imagegpt.cli.options import Json, Whole, parse_grid
 from imagegpt.engine.cost import Training, training_memory
 from imagegpt.errors import InputError, check_count
 from imagegpt.spec import SIZES, ModelSpec, size_spec
@@ -111,10 +112,7 @@ def _spec(size: str | None, model: str | None, grid: str | None) -> ModelSpec:
         raise error if isinstance(error, InputError) else InputError(f"--size: {error}") from None
     if grid is None:
         return spec
-    parts = grid.split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--grid must be HEIGHTxWIDTH, such as 32x32, not {grid!r}.")
-    return dataclasses.replace(spec, n_positions=int(parts[0]) * int(parts[1]))
+    return dataclasses.replace(spec, n_positions=math.prod(parse_grid(grid)))
 
 
 def _run(made: Plan, **changes: Any) -> Training:

@@ -75,7 +75,7 @@ def suggest(recipe: Recipe, out: Path, place: tuple[int, int], as_json: bool) ->
     """Run the learning-rate finder and print what it found."""
     from imagegpt.train.finder import run_finder
 
-    with showing(place[0] == 0) as display:
+    with keeping(out), showing(place[0] == 0) as display:
         found = run_finder(recipe, out, place=place, working=display.working)
     if place[0] == 0:
         flags = " ".join(f"--{name.replace('_', '-')} {found[name]:.2g}" for name in ("lr", "muon_lr") if name in found)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import Framing, OnError
+from imagegpt.codec.preprocessor_file import find_palette
 from imagegpt.data.records import Label, Record, Source, read_record
 from imagegpt.errors import InputError, check_count
 from imagegpt.sequence import flatten
@@ -92,6 +93,13 @@ def read_ids(
 
 def _framed(framing: Framing) -> View:
     return lambda image, _: framing.apply(image)
+
+
+def palette_of(source: Source, name: str | None) -> PaletteCodec:
+    """A palette by its name; where none is given the one that a source's ids were made with, or else nano's."""
+    if name is None and source.tokens and source.tokens.clusters is not None:
+        return PaletteCodec(source.tokens.clusters)
+    return find_palette(name or "nano")
 
 
 def check_tokens(source: Source, codec: PaletteCodec, framing: Framing) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 
 from imagegpt.engine.accelerators import peak_flops
 from imagegpt.engine.cost import training_flops
@@ -24,9 +25,16 @@ class Clock:
         self._pictures, self._ids = recipe.optimization.batch, recipe.optimization.batch * spec.n_positions
         # MFU counts what the model needs, not what checkpointing computes again.
         self._flops = training_flops(spec, recipe.optimization.batch)
-        rows = recipe.optimization.batch // group.count // recipe.optimization.accumulate * spec.n_positions
-        self._peak = peak_flops(group.device, recipe.compute.precision, rows, spec.n_embd) * group.count
+        self._recipe, self._spec, self._group = recipe, spec, group
         self._began, self._step = 0.0, 0.0
+
+    @cached_property
+    def _peak(self) -> float:
+        """Of all processes; measured where no data sheet has it, by the first of them alone, which asks for rates."""
+        options = self._recipe.optimization
+        rows = options.batch // self._group.count // options.accumulate * self._spec.n_positions
+        one = peak_flops(self._group.device, self._recipe.compute.precision, rows, self._spec.n_embd)
+        return one * self._group.count
 
     def start(self) -> None:
         """The next update begins."""

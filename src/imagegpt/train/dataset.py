@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imagegpt import checkpoint
 from imagegpt.codec.augment import Augmentation
 from imagegpt.codec.fit import PixelSample, cluster_colors
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import Framing
-from imagegpt.codec.preprocessor_file import load_preprocessor
+from imagegpt.data.ids import palette_of
 from imagegpt.data.records import Source, read_records
 from imagegpt.data.sources import open_source
 from imagegpt.data.tokens import META, verify
@@ -28,6 +27,7 @@ from imagegpt.errors import InputError
 from imagegpt.files import make_folder
 from imagegpt.painting import Progress
 from imagegpt.tokenization import Tokenization
+from imagegpt.train.batches import Batches
 from imagegpt.train.processes import Processes
 from imagegpt.train.recipe import Recipe
 
@@ -54,6 +54,12 @@ class Dataset:
     train: Source
     validation: Source | None
     skipped: int = 0
+
+    def batches(self, recipe: Recipe, group: Processes, skipped: Callable[[str], None] | None = None) -> Batches:
+        """This process's share of the training batches; `skipped` is told of pictures that can't be read."""
+        options = recipe.optimization
+        views = self.train, self.codec, self.framing, self.augmentation
+        return Batches(*views, options.batch, options.seed, group.rank, group.count, skipped)
 
 
 def open_dataset(recipe: Recipe, out: Path, group: Processes, working: Working | None = None) -> Dataset:
@@ -153,10 +159,7 @@ def _palette(recipe: Recipe, train: Source, out: Path, group: Processes, working
             _fit(recipe, train, working).save(path)
         _wait(path, group)
         return PaletteCodec.load(path)
-    if name is None and train.tokens and train.tokens.clusters is not None:
-        return PaletteCodec(train.tokens.clusters)
-    name = "nano" if name is None else name
-    return PaletteCodec.load(name) if name.endswith(".npy") else load_preprocessor(checkpoint.find_model(name))[0]
+    return palette_of(train, name)
 
 
 def _wait(path: Path, group: Processes) -> None:

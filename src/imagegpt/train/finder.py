@@ -69,10 +69,7 @@ def run_finder(
         make_folder(out)
         data = open_dataset(recipe, out, group, working if group.first else None)
         options = recipe.optimization
-        batches = Batches(
-            *(data.train, data.codec, data.framing, data.augmentation, options.batch, options.seed),
-            *(group.rank, group.count),
-        )
+        batches = data.batches(recipe, group)
         model = new_model(recipe.shape, data.codec, recipe.grid, options.seed, group.device)
 
         def tell(done: int, total: int) -> None:

@@ -19,7 +19,7 @@ import yaml
 from imagegpt import __version__
 from imagegpt.errors import InputError, Interrupted
 from imagegpt.files import make_folder, write_text
-from imagegpt.train.batches import Batch, Batches
+from imagegpt.train.batches import Batch
 from imagegpt.train.checkpoints import EMA, Checkpoints
 from imagegpt.train.clock import Clock
 from imagegpt.train.dataset import Dataset, Working, open_dataset
@@ -108,10 +108,7 @@ class Run:
         options = recipe.optimization
         listed = out / SKIPPED
         self._skipped = set(listed.read_text(encoding="utf-8").splitlines()) if listed.exists() else set[str]()
-        self.batches = Batches(
-            *(dataset.train, dataset.codec, dataset.framing, dataset.augmentation, options.batch, options.seed),
-            *(group.rank, group.count, self._skip),
-        )
+        self.batches = dataset.batches(recipe, group, self._skip)
         self.schedule: Schedule = schedule_of(options, self.batches.per_epoch)
         model = new_model(recipe.shape, dataset.codec, recipe.grid, options.seed, group.device)
         self.training = Training(model, recipe, group)
@@ -276,6 +273,8 @@ class Run:
             self._record(name, evaluator(folder))
 
     def _log(self, gradient: Gradient, factor: float) -> None:
+        if self._journal is None:
+            return  # the first process tells
         record = {
             "epoch": round(self.position / self.batches.per_epoch, 4),
             "loss": gradient.loss,
@@ -286,7 +285,7 @@ class Run:
         }
         self._tell("step", {"step": self.step, "steps": self.schedule.steps, **record})
         every = self.recipe.watch.log_every
-        if self._journal is not None and every and (self.step % every == 0 or self.step == self.schedule.steps):
+        if every and (self.step % every == 0 or self.step == self.schedule.steps):
             self._journal.write(self.step, kind="train", **record)
 
     def _record(self, kind: str, record: dict[str, Any]) -> None:

@@ -17,9 +17,10 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from cyclopts import Parameter
 
+from imagegpt.arguments import Whole
 from imagegpt.codec.augment import Augmentation
 from imagegpt.errors import InputError, reason
-from imagegpt.parameters import Whole
+from imagegpt.sequence import parse_grid
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -254,8 +255,7 @@ class Recipe:
     @property
     def grid(self) -> tuple[int, int]:
         """(height, width) of ids."""
-        height, _, width = self.data.grid.partition("x")
-        return int(height), int(width)
+        return parse_grid(self.data.grid)
 
 
 def read_recipe(name: str | Path, replaced: Collection[str] = ()) -> dict[str, Any]:
@@ -345,8 +345,6 @@ def _check(recipe: Recipe) -> None:
             told = f"at least {low:g} and below 1" if high == BELOW_1 else told
             raise InputError(f"{name} must be {told}, not {values[name]}.")
     Augmentation.parse(recipe.data.augment)
-    parts = recipe.data.grid.split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"grid must be HEIGHTxWIDTH, such as 32x32, not {recipe.data.grid!r}.")
+    parse_grid(recipe.data.grid)
     if recipe.optimization.steps is not None and recipe.optimization.epochs is not None:
         raise InputError("Give steps or epochs, not both.")
