@@ -18,6 +18,7 @@ LAYERS = {
     "arguments": 0,
     "files": 0,
     "figures": 0,
+    "metrics": 0,
     "tensors": 0,
     "spec": 0,
     "config": 0,

@@ -54,6 +54,8 @@ class ImageGPTConfig(PreTrainedConfig):
             the old flag is kept for its file format.
         add_cross_attention (bool, default False): a cross-attention sublayer in each block.
         pruned_heads (dict, optional): layer -> attention heads that `prune_heads` cut out.
+        classifier_start (bool, default False): the classifier puts SOS before the ids and leaves the last one out, as
+            the network was pretrained; `imagegpt finetune` sets it. transformers' own class knows nothing of it.
 
     Raises:
         huggingface_hub.errors.StrictDataclassError: a value of a wrong type, or numbers that no model can have.
@@ -68,7 +70,9 @@ class ImageGPTConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
     attribute_map = ATTRIBUTE_MAP
     base_model_tp_plan = _TP_PLAN
-    pruned_heads = None  # no field: a file shows it only where heads are gone
+    # No fields: a file shows them only where they are not so.
+    pruned_heads = None
+    classifier_start = False
 
     vocab_size: int = ModelSpec.vocab_size
     n_positions: int = ModelSpec.n_positions

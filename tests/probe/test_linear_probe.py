@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits, make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from imagegpt import metrics
 from imagegpt.errors import InputError
 from imagegpt.probe import samples, solvers
 from imagegpt.probe.linear import NEVER, STRENGTHS, LinearProbe, fit_logistic
@@ -182,7 +183,7 @@ def test_features_on_the_disk_are_read_in_chunks(tmp_path, monkeypatch, solver):
     np.save(tmp_path / "x.npy", x)
     plain = fit_logistic(x, y, 10, solver=solver, strengths=[0.1, 0.01])
     monkeypatch.setattr(samples, "KEPT", 0)
-    monkeypatch.setattr(samples, "CHUNK", 64 * 100)
+    monkeypatch.setattr(metrics, "CHUNK", 64 * 100)
     mapped = fit_logistic(np.load(tmp_path / "x.npy", mmap_mode="r"), y, 10, solver=solver, strengths=[0.1, 0.01])
     assert mapped.held_out == pytest.approx(plain.held_out, abs=0.01)
     np.testing.assert_allclose(mapped.probe.scores(x_test), plain.probe.scores(x_test), atol=1e-2)
@@ -201,7 +202,7 @@ def test_scores_do_not_depend_on_the_chunks(monkeypatch):
     probe = LinearProbe(*(rng.uniform(1, 2, size).astype(np.float32) for size in (5, 5, (3, 5), 3)))
     x = rng.normal(size=(50, 5))
     whole = probe.scores(x)
-    monkeypatch.setattr(samples, "CHUNK", 35)
+    monkeypatch.setattr(metrics, "CHUNK", 35)
     np.testing.assert_allclose(probe.scores(x), whole, rtol=1e-6)
     np.testing.assert_allclose(whole, (x - probe.mean_D) / probe.scale_D @ probe.weight_CD.T + probe.bias_C, rtol=1e-4)
 

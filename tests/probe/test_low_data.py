@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from imagegpt.errors import InputError
+from imagegpt.metrics import evaluate
 from imagegpt.probe.linear import fit_logistic
 from imagegpt.probe.low_data import LowData, low_data, subsets
-from imagegpt.probe.metrics import evaluate
 
 STRENGTHS = [0.1, 0.01]
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagegpt import metrics
 from imagegpt.errors import InputError
-from imagegpt.probe import neighbours, samples
+from imagegpt.probe import neighbours
 from imagegpt.probe.neighbours import knn_scores
 from reference.probing import knn_votes
 
@@ -33,7 +34,7 @@ def test_blocks_and_chunks_make_no_difference(monkeypatch, block, k):
     x, y, queries = drawn(0)
     whole = knn_scores(x, y, queries, 3, k=k)
     monkeypatch.setattr(neighbours, "BLOCK", block)
-    monkeypatch.setattr(samples, "CHUNK", 3 * (min(block, 40) + k))
+    monkeypatch.setattr(metrics, "CHUNK", 3 * (min(block, 40) + k))
     np.testing.assert_allclose(knn_scores(x, y, queries, 3, k=k), whole, atol=1e-6)
 
 

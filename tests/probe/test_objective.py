@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from imagegpt.probe import objective, samples
+from imagegpt import metrics
+from imagegpt.probe import objective
 from imagegpt.probe.objective import Problem, threads_for
 from imagegpt.probe.samples import Rows
 from imagegpt.probe.solvers import lbfgs
@@ -50,7 +51,7 @@ def test_the_gradient_is_that_of_finite_differences():
 def test_chunks_make_no_difference(monkeypatch):
     p, w = problem(), weights()
     value, gradient = p.value(w, 0.2)
-    monkeypatch.setattr(samples, "CHUNK", 35)
+    monkeypatch.setattr(metrics, "CHUNK", 35)
     assert len(list(p.rows.passes())) > 5
     again, other = p.value(w, 0.2)
     assert float(again) == pytest.approx(float(value), rel=1e-6)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from imagegpt.errors import InputError
+from imagegpt.metrics import evaluate
 from imagegpt.probe import plot
-from imagegpt.probe.metrics import evaluate
 from imagegpt.probe.plot import plot_confusion, plot_curve
 from imagegpt.probe.sweep import Curve, Row
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagegpt import metrics
 from imagegpt.errors import InputError
 from imagegpt.probe import samples
 from imagegpt.probe.samples import Rows, folds_of, hold_out, moments
@@ -60,7 +61,7 @@ def test_moments_are_those_of_the_rows_asked_for(monkeypatch):
     x = (1e4 + rng.normal(size=(200, 4)) * [1, 1e-2, 100, 0]).astype(np.float32)
     index = np.flatnonzero(rng.random(200) < 0.5)
     expected = x[index].astype(np.float64)
-    monkeypatch.setattr(samples, "CHUNK", 4 * 7)
+    monkeypatch.setattr(metrics, "CHUNK", 4 * 7)
     mean, scale = moments(x, index)
     np.testing.assert_allclose(mean, expected.mean(0), rtol=1e-7)
     np.testing.assert_allclose(scale[:3], expected.std(0)[:3], rtol=1e-6)
@@ -70,7 +71,7 @@ def test_moments_are_those_of_the_rows_asked_for(monkeypatch):
 @pytest.mark.parametrize("kept", [0, 1 << 20])
 def test_rows_are_the_same_however_they_are_read(monkeypatch, kept):
     monkeypatch.setattr(samples, "KEPT", kept)
-    monkeypatch.setattr(samples, "CHUNK", 30)
+    monkeypatch.setattr(metrics, "CHUNK", 30)
     rng = np.random.default_rng(0)
     x, y, index = rng.normal(size=(50, 3)) * 5 + 2, np.arange(50) % 4, np.arange(0, 50, 2)
     rows = Rows(x, y[index], index, standardize=True, device=torch.device("cpu"))

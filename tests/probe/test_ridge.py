@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
+from imagegpt import metrics
 from imagegpt.errors import InputError
 from imagegpt.probe import samples
 from imagegpt.probe.linear import fit_logistic
@@ -75,7 +76,7 @@ def test_features_in_chunks_and_classes_without_pictures(data, monkeypatch):
     plain = fit_ridge(x[kept], y[kept], 10, strength=0.1).probe.scores(x_test)
     assert (plain.argmax(1) != 3).all()
     monkeypatch.setattr(samples, "KEPT", 0)
-    monkeypatch.setattr(samples, "CHUNK", 64 * 90)
+    monkeypatch.setattr(metrics, "CHUNK", 64 * 90)
     np.testing.assert_allclose(fit_ridge(x[kept], y[kept], 10, strength=0.1).probe.scores(x_test), plain, atol=1e-4)
 
 

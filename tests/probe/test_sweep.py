@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from imagegpt.errors import InputError
+from imagegpt.metrics import evaluate
 from imagegpt.probe.linear import fit_logistic
-from imagegpt.probe.metrics import evaluate
 from imagegpt.probe.neighbours import knn_scores
 from imagegpt.probe.ridge import fit_ridge
 from imagegpt.probe.sweep import Curve, Row, sweep

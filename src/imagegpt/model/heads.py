@@ -12,9 +12,10 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, SequenceClassifierOutputWithPast
 
+from imagegpt.checkpoint import OLD_MASKS
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model.generation import ImageGPTGenerationMixin
-from imagegpt.model.inputs import without_old_name
+from imagegpt.model.inputs import behind_start, without_old_name
 from imagegpt.model.losses import class_loss, id_loss, next_ids, without_padding
 from imagegpt.model.modeling import ImageGPTModel, ImageGPTPreTrainedModel
 
@@ -37,6 +38,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
     _tp_plan = {"lm_head": "imagegpt_head"}
     accepts_loss_kwargs = True  # transformers' Trainer then passes num_items_in_batch
+    _keys_to_ignore_on_load_unexpected = [OLD_MASKS, r"^score\."]  # of a fine-tuned network
 
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__(config)
@@ -162,8 +164,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
         Returns:
             A float32 scalar in nats per token.
         """
-        sos = self.config.vocab_size - 1
-        inputs_BT = torch.cat([ids_BT.new_full((len(ids_BT), 1), sos), ids_BT[:, :-1]], 1)
+        inputs_BT = behind_start(ids_BT, self.config.vocab_size - 1)
         options: Any = {"shift_labels": ids_BT, "num_items_in_batch": num_items_in_batch}
         return self(inputs_BT, use_cache=False, return_dict=True, **options).loss
 
@@ -190,6 +191,8 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
     """
 
     accepts_loss_kwargs = True
+    # A network that was fine-tuned with both losses keeps the head that draws.
+    _keys_to_ignore_on_load_unexpected = [OLD_MASKS, r"^lm_head\."]
 
     def __init__(self, config: ImageGPTConfig) -> None:
         super().__init__(config)
@@ -230,6 +233,10 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
             `loss` (with labels; a float32 scalar), `logits` (B, C), and what the trunk returns.
         """
         input_ids = without_old_name(input_ids, pixel_values)
+        if self.config.classifier_start and input_ids is not None:
+            if past_key_values is not None or attention_mask is not None:
+                raise ValueError("This classifier reads whole pictures: ids alone, no attention_mask and no past.")
+            input_ids = behind_start(input_ids, self.config.vocab_size - 1)
         trunk = self.transformer(
             input_ids,
             past_key_values=past_key_values,

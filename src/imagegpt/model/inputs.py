@@ -33,6 +33,11 @@ def without_old_name(input_ids: torch.Tensor | None, pixel_values: torch.Tensor 
     return pixel_values
 
 
+def behind_start(ids_BT: torch.Tensor, sos: int) -> torch.Tensor:
+    """What predicts pictures' ids: SOS and all ids but the last, (B, T)."""
+    return torch.cat([ids_BT.new_full((len(ids_BT), 1), sos), ids_BT[:, :-1]], 1)
+
+
 def check_keywords(kwargs: dict[str, Any]) -> None:
     """Refuse keywords that nothing would read; attention functions read those of flash attention."""
     unknown = [name for name in kwargs if name not in ATTENTION_KEYWORDS]

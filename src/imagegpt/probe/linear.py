@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from imagegpt.engine.backends import torch_device
 from imagegpt.errors import InputError, check_count
+from imagegpt.metrics import Index, check_features, chunks
 from imagegpt.painting import Progress
-from imagegpt.probe.samples import Index, Rows, check_features, check_training, chunks, fits, read_rows
+from imagegpt.probe.samples import Rows, check_training, fits, read_rows
 from imagegpt.probe.selection import Candidate, Selection
 
 Solver = Literal["auto", "lbfgs", "sgd", "sklearn"]

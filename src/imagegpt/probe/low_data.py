@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.errors import InputError, check_count
+from imagegpt.metrics import Index, check_labels, evaluate
 from imagegpt.painting import Progress
 from imagegpt.probe.linear import fit_logistic
-from imagegpt.probe.metrics import evaluate
-from imagegpt.probe.samples import Index, check_labels, check_training
+from imagegpt.probe.samples import check_training
 
 LABELS_PER_CLASS = (4, 25, 400)  # the paper's
 SELECTION_FOLDS = 5

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from imagegpt.engine.backends import torch_device
 from imagegpt.errors import InputError
-from imagegpt.probe.samples import check_features, check_training, chunks, read_rows
+from imagegpt.metrics import check_features, chunks
+from imagegpt.probe.samples import check_training, read_rows
 
 if TYPE_CHECKING:
     import torch

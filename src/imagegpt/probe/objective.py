@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imagegpt.probe.samples import CHUNK, Rows
+from imagegpt.metrics import CHUNK
+from imagegpt.probe.samples import Rows
 
 if TYPE_CHECKING:
     import torch

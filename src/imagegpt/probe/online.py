@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from imagegpt.data.ids import read_ids
 from imagegpt.data.records import Record, Source, label_array
 from imagegpt.errors import InputError
+from imagegpt.metrics import evaluate
 from imagegpt.pipeline import ImageGPT
 from imagegpt.probe.linear import fit_logistic
-from imagegpt.probe.metrics import evaluate
 
 STRENGTH = 1e-3  # always the same, so that accuracies differ by the features alone
 Labelled = tuple[NDArray[np.int64], NDArray[np.int64]]

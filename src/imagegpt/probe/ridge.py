@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.engine.backends import torch_device
+from imagegpt.metrics import Index
 from imagegpt.painting import Progress
 from imagegpt.probe.linear import Fit, assemble
 from imagegpt.probe.objective import outer
-from imagegpt.probe.samples import Index, Rows, check_training
+from imagegpt.probe.samples import Rows, check_training
 from imagegpt.probe.selection import Candidate, Selection
 
 if TYPE_CHECKING:

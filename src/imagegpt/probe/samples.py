@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.errors import InputError
+from imagegpt.metrics import Index, check_features, check_labels, chunks
 
 if TYPE_CHECKING:
     import torch
 
-CHUNK = 1 << 22  # numbers that are worked on at once
 KEPT = 2 << 30  # bytes of standardised features that are held; more are read again on every pass
-
-Index = NDArray[np.int64]
 
 
 class Split(NamedTuple):
@@ -27,36 +25,6 @@ class Split(NamedTuple):
 
     fit: Index
     held: Index
-
-
-def check_features(x_ND: NDArray[Any]) -> NDArray[Any]:
-    """Features as an array of real numbers, (N, D); not copied, so a memory-mapped one stays on the disk.
-
-    Raises:
-        InputError: another shape or type, or nothing in it.
-    """
-    x_ND = np.asarray(x_ND)
-    if x_ND.ndim != 2 or not x_ND.size:
-        raise InputError(f"Features must be (pictures, width) and not empty, not of shape {x_ND.shape}.")
-    if x_ND.dtype.kind not in "fiu":
-        raise InputError(f"Features must be real numbers, not {x_ND.dtype}.")
-    return x_ND
-
-
-def check_labels(y_N: NDArray[Any], count: int, classes: int) -> Index:
-    """Labels of `count` pictures, each 0 to C - 1.
-
-    Raises:
-        InputError: their number, type or range is another.
-    """
-    y_N = np.asarray(y_N)
-    if y_N.shape != (count,):
-        raise InputError(f"There must be one label for each of {count} pictures, not labels of shape {y_N.shape}.")
-    if y_N.dtype.kind not in "iu":
-        raise InputError(f"Labels must be integers, not {y_N.dtype}.")
-    if count and not (y_N.min() >= 0 and y_N.max() < classes):
-        raise InputError(f"Labels must be 0 to {classes - 1}, not {y_N.min()} to {y_N.max()}.")
-    return y_N.astype(np.int64)
 
 
 def check_training(x_ND: NDArray[Any], y_N: NDArray[Any], classes: int) -> tuple[NDArray[Any], Index]:
@@ -70,12 +38,6 @@ def check_training(x_ND: NDArray[Any], y_N: NDArray[Any], classes: int) -> tuple
     if (y_N == y_N[0]).all():
         raise InputError(f"All {len(y_N)} pictures are of class {y_N[0]}; at least two classes are needed.")
     return x_ND, y_N
-
-
-def chunks(count: int, width: int) -> Iterator[slice]:
-    """Slices of `count` rows; a slice of rows of this width has about CHUNK numbers."""
-    step = max(1, CHUNK // width)
-    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def read_rows(x_ND: NDArray[Any], rows: slice | Index) -> NDArray[np.float32]:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.errors import InputError
+from imagegpt.metrics import Index, chunks
 from imagegpt.painting import Progress
-from imagegpt.probe.samples import Index, Split, chunks, folds_of, hold_out
+from imagegpt.probe.samples import Split, folds_of, hold_out
 
 if TYPE_CHECKING:
     from imagegpt.probe.linear import LinearProbe

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.errors import InputError
+from imagegpt.metrics import Metrics, check_labels, evaluate
 from imagegpt.painting import Progress
 from imagegpt.probe.linear import Fit, fit_logistic
-from imagegpt.probe.metrics import Metrics, evaluate
 from imagegpt.probe.neighbours import knn_scores
 from imagegpt.probe.ridge import fit_ridge
-from imagegpt.probe.samples import check_labels
 
 Name = int | str
 Features = Mapping[Name, NDArray[Any]]

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from imagegpt.errors import InputError
 from imagegpt.model.heads import ImageGPTForCausalImageModeling
+from imagegpt.model.inputs import behind_start
 
 EVALUATION_MASKS = 5  # of BERT's validation (Chen et al. 2020, section 3.3)
 
@@ -40,8 +41,7 @@ class Autoregressive(nn.Module):
 
     def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
         """nats/token of ids (B, T) int64; there is no mask."""
-        sos_B1 = ids_BT.new_full((len(ids_BT), 1), self.model.config.vocab_size - 1)
-        inputs_BT = torch.cat([sos_B1, ids_BT[:, :-1]], 1)
+        inputs_BT = behind_start(ids_BT, self.model.config.vocab_size - 1)
         options: Any = {"shift_labels": ids_BT}
         return self.model(inputs_BT, use_cache=False, return_dict=True, **options).loss
 

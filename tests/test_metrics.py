@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, top_k_accuracy_score
 
+from imagegpt import metrics
 from imagegpt.errors import InputError
-from imagegpt.probe import samples
-from imagegpt.probe.metrics import Metrics, evaluate
+from imagegpt.metrics import Metrics, evaluate
 from reference import probing
 
 
@@ -49,7 +49,7 @@ def test_chunks_make_no_difference(monkeypatch):
     rng = np.random.default_rng(0)
     scores, y = rng.normal(size=(50, 8)), rng.integers(0, 8, 50)
     whole = evaluate(scores, y, 8).as_dict()
-    monkeypatch.setattr(samples, "CHUNK", 60)
+    monkeypatch.setattr(metrics, "CHUNK", 60)
     assert evaluate(scores, y, 8).as_dict() == whole
 
 

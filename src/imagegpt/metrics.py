@@ -5,6 +5,7 @@ Shape suffixes: N pictures, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.errors import InputError
-from imagegpt.probe.samples import check_features, check_labels, chunks
 
 TOP = 5
+CHUNK = 1 << 22  # numbers that are worked on at once
+
+Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,3 +91,39 @@ def _ranks(scores_NC: NDArray[Any], y_N: NDArray[np.int64]) -> NDArray[np.int64]
     own_N1 = np.take_along_axis(scores_NC, y_N[:, None], 1)
     earlier_NC = np.arange(scores_NC.shape[1]) < y_N[:, None]
     return ((scores_NC > own_N1) | (scores_NC == own_N1) & earlier_NC).sum(1)
+
+
+def check_features(x_ND: NDArray[Any]) -> NDArray[Any]:
+    """Features as an array of real numbers, (N, D); not copied, so a memory-mapped one stays on the disk.
+
+    Raises:
+        InputError: another shape or type, or nothing in it.
+    """
+    x_ND = np.asarray(x_ND)
+    if x_ND.ndim != 2 or not x_ND.size:
+        raise InputError(f"Features must be (pictures, width) and not empty, not of shape {x_ND.shape}.")
+    if x_ND.dtype.kind not in "fiu":
+        raise InputError(f"Features must be real numbers, not {x_ND.dtype}.")
+    return x_ND
+
+
+def check_labels(y_N: NDArray[Any], count: int, classes: int) -> Index:
+    """Labels of `count` pictures, each 0 to C - 1.
+
+    Raises:
+        InputError: their number, type or range is another.
+    """
+    y_N = np.asarray(y_N)
+    if y_N.shape != (count,):
+        raise InputError(f"There must be one label for each of {count} pictures, not labels of shape {y_N.shape}.")
+    if y_N.dtype.kind not in "iu":
+        raise InputError(f"Labels must be integers, not {y_N.dtype}.")
+    if count and not (y_N.min() >= 0 and y_N.max() < classes):
+        raise InputError(f"Labels must be 0 to {classes - 1}, not {y_N.min()} to {y_N.max()}.")
+    return y_N.astype(np.int64)
+
+
+def chunks(count: int, width: int) -> Iterator[slice]:
+    """Slices of `count` rows; a slice of rows of this width has about CHUNK numbers."""
+    step = max(1, CHUNK // width)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
