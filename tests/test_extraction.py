@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagegpt import checkpoint, extraction, pipeline
+from imagegpt import backbone, checkpoint, extraction
 from imagegpt.cli.main import main
 from imagegpt.data.records import Record, Source
 from imagegpt.data.sources import open_source
@@ -447,8 +447,8 @@ def modules(monkeypatch):
 def test_one_backend_makes_all_parts_even_if_torch_is_imported_meanwhile(modules, tiny_folder, pictures, monkeypatch):
     """As reading a data set of Hugging Face's may."""
     used = []
-    open_onnx_features, torch_class = pipeline.open_onnx_features, torch_features.TorchFeatures
-    monkeypatch.setattr(pipeline, "open_onnx_features", lambda *args: used.append("onnx") or open_onnx_features(*args))
+    open_onnx_features, torch_class = backbone.open_onnx_features, torch_features.TorchFeatures
+    monkeypatch.setattr(backbone, "open_onnx_features", lambda *args: used.append("onnx") or open_onnx_features(*args))
     monkeypatch.setattr(torch_features, "TorchFeatures", lambda *args: used.append("torch") or torch_class(*args))
     model = ImageGPT.from_pretrained(tiny_folder, device="cpu")
     extract(model, pictures, progress=lambda done, _: modules.update(torch=object()) if done >= PART else None)

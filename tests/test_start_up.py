@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from classifiers import make
 from imagegpt.engine.backends import may_have_accelerator
 
 HEAVY = ("torch", "transformers", "sklearn", "pyarrow", "gradio", "datasets", "safetensors", "scipy", "pandas")
@@ -76,3 +77,9 @@ def test_the_check_notices_torch(place, tiny_folder):
     told = run(place, "sample", "--model", str(tiny_folder), "--num", "1", "--backend", "torch", "--out", "a.png")
     assert told["code"] == "0"
     assert told["loaded"].split()[:2] == ["torch", "transformers"]
+
+
+def test_classifying_by_a_class_head(place):
+    model = make(place / "model")
+    told = run(place, "classify", "cat.png", "--model", str(model))
+    assert told == {"code": "0", "loaded": "", "ours": "True"}

@@ -1,4 +1,4 @@
-"""`imagegpt train` in processes of its own that start in no time, so that tests can kill, stop and freeze dozens.
+"""`imagegpt train` and `finetune` in processes that start in no time, so that tests can kill, stop and freeze dozens.
 
 They are forks of a server that has imported everything and done nothing with it.
 """
@@ -27,12 +27,16 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         *("imagegpt.cli.main", "imagegpt.cli.train", "imagegpt.train.loop", "imagegpt.probe.online"),
+        *("imagegpt.cli.finetune", "imagegpt.train.finetuning"),
         *("transformers.modeling_utils", "torch.distributed.fsdp"),
     ]
 )
 PATIENCE = 240.0  # seconds; machines are busy
 CODEC = PaletteCodec(np.random.default_rng(0).uniform(-1, 1, (16, 3)))
 SMALL = ["--recipe", "debug", "--device", "cpu", "--validate-every", "0"]
+SMALL_FINETUNING = [
+    *("--device", "cpu", "--augment", "none", "--batch", "8", "--lr", "0.01", "--log-every", "1", "--save-every", "0"),
+]
 Before = Callable[[], None]
 
 
@@ -62,15 +66,54 @@ def pictures(folder: Path, count: int = 16) -> str:
     return str(folder)
 
 
+def classes(folder: Path, count: int = 48, seed: int = 0, noise: float = 0.0, **meta: Any) -> str:
+    """A tokenised data set in two classes, cat and dog, whose darker and lighter ids a network can learn to tell.
+
+    Args:
+        folder: is made.
+        count: of pictures.
+        seed: of the ids.
+        noise: this part of the labels is drawn at random.
+        meta: of meta.json.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    made = np.sort(rng.integers(0, 12, (count, 64)) + 4 * labels[:, None] * rng.integers(0, 2, (count, 64)), 1)
+    labels = np.where(rng.random(count) < noise, rng.integers(0, 2, count), labels)
+    told = {"codec": CODEC.fingerprint, "grid": [8, 8], "clusters": CODEC.clusters.astype(float).tolist()}
+    return str(tokenise(folder, made.astype(np.uint16), labels, **{**told, **meta}))
+
+
+def lit_pictures(folder: Path, count: int = 16, first: int = 0) -> str:
+    """A folder of pictures in two classes, dark cats and light dogs, which a network can learn to tell."""
+    for number in range(count):
+        path = folder / ("cat", "dog")[number % 2] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.asarray(picture(first + number)).astype(float)
+        Image.fromarray((noise * 0.8 + 50 * (number % 2)).astype(np.uint8)).save(path)
+    return str(folder)
+
+
 def command(data: str | Path, out: str | Path, *more: str | int | float) -> list[str]:
     """A run of the recipe "debug"; of an option that is given twice the last one counts."""
+    return _words("train", SMALL, data, out, more)
+
+
+def finetune_command(model: str | Path, data: str | Path, out: str | Path, *more: str | int | float) -> list[str]:
+    """A run of fine-tuning; of an option that is given twice the last one counts."""
+    return _words("finetune", [*SMALL_FINETUNING, "--model", str(model)], data, out, more)
+
+
+def _words(
+    verb: str, small: list[str], data: str | Path, out: str | Path, more: Sequence[str | int | float]
+) -> list[str]:
     options: dict[str, list[str]] = {}
-    for word in [*SMALL, "--train", str(data), "--out", str(out), *map(str, more)]:
+    for word in [*small, "--train", str(data), "--out", str(out), *map(str, more)]:
         if word.startswith("--"):
             name, options[word] = word, []
         else:
             options[name].append(word)
-    return ["train", *(word for name, values in options.items() for word in (name, *values))]
+    return [verb, *(word for name, values in options.items() for word in (name, *values))]
 
 
 class Started:

@@ -10,6 +10,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from imagegpt.classifier import Classifier
     from imagegpt.codec.feature_extractor import ImageGPTFeatureExtractor
     from imagegpt.codec.palette import PaletteCodec
     from imagegpt.codec.processor import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from imagegpt.spec import SIZES, ModelSpec
 
 _HOMES = {
+    "Classifier": "classifier",
     "ImageGPT": "pipeline",
     "ImageGPTConfig": "config",
     "ImageGPTFeatureExtractor": "codec.feature_extractor",
@@ -57,6 +59,7 @@ _HOMES = {
 __version__ = _version("imagegpt")
 __all__ = [
     "SIZES",
+    "Classifier",
     "ImageGPT",
     "ImageGPTConfig",
     "ImageGPTFeatureExtractor",

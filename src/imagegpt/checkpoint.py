@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from imagegpt.tensors import map_tensors, read_header
 
 EMBEDDED = {"nano": Path(__file__).parent / "weights" / "nano"}
 CONFIG = "config.json"
-HEAD = "lm_head.weight"
+HEAD, SCORE = "lm_head.weight", "score.weight"  # what draws, and what classifies
 # In the order in which transformers looks for them.
 WEIGHT_FILES = (
     "model.safetensors",
@@ -27,6 +28,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "README.md"]
+Heads = Mapping[str, int]
 # Names of the causal masks that files of old releases carry; a mask is no weight.
 OLD_MASKS = r"(^|\.)h\.\d+\.(attn|crossattention)\.(masked_)?bias$"
 
@@ -99,6 +101,25 @@ def read_spec(folder: Path) -> ModelSpec:
         raise InputError(f"{folder / CONFIG}: {error}") from None
 
 
+def read_classes(folder: Path) -> tuple[str, ...]:
+    """Names of a classifier's outputs, by number, as its config.json has them.
+
+    Raises:
+        InputError: they are not numbered from 0 on.
+    """
+    config = read_config(folder)
+    try:
+        # transformers leaves them out where they are these.
+        names = config.get("id2label") or {number: f"LABEL_{number}" for number in range(config.get("num_labels", 2))}
+        by_number = {int(number): str(name) for number, name in names.items()}
+        return tuple(by_number[number] for number in range(len(names)))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        told = config.get("id2label")
+        raise InputError(
+            f"{folder / CONFIG}: id2label must name the classes 0, 1, 2 and so on, not {told!r}."
+        ) from None
+
+
 def weights_file(folder: Path) -> Path:
     """The file that holds a folder's weights, or the index of its shards."""
     for name in WEIGHT_FILES:
@@ -116,8 +137,13 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a generative model's parameters, as in every published checkpoint."""
+def expected_shapes(spec: ModelSpec, heads: Heads | None = None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's parameters, as in every published checkpoint.
+
+    Args:
+        spec: the model's numbers.
+        heads: name of a head's weight -> how many outputs it has; default: the head that draws, if it is one by itself.
+    """
     width, inner = spec.n_embd, spec.inner_width
     shapes: dict[str, tuple[int, ...]] = {
         "transformer.wte.weight": (spec.vocab_size, width),
@@ -139,7 +165,9 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         }
         shapes |= {f"transformer.h.{layer}.{name}": shape for name, shape in block.items()}
     shapes["transformer.ln_f.weight"] = (width,)
-    return shapes if spec.tie_word_embeddings else shapes | {HEAD: (spec.num_colors, width)}
+    if heads is None:
+        heads = {} if spec.tie_word_embeddings else {HEAD: spec.num_colors}
+    return shapes | {name: (outputs, width) for name, outputs in heads.items()}
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]] | None:
@@ -158,8 +186,8 @@ def stored_tensors(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]] | Non
     return {name: entry for name, entry in tensors.items() if not re.search(OLD_MASKS, name)}
 
 
-def check_weights(folder: Path, spec: ModelSpec) -> None:
-    """Compare a folder's safetensors with what the spec expects, without reading a tensor.
+def check_weights(folder: Path, spec: ModelSpec, heads: Heads | None = None) -> None:
+    """Compare a folder's safetensors with what the spec expects, without reading a tensor; see `expected_shapes`.
 
     Raises:
         InputError: a tensor is missing or has another shape; the message names the first.
@@ -167,17 +195,17 @@ def check_weights(folder: Path, spec: ModelSpec) -> None:
     stored = stored_tensors(folder)
     if stored is None:
         return
-    for name, shape in expected_shapes(spec).items():
+    for name, shape in expected_shapes(spec, heads).items():
         if name not in stored:
-            raise InputError(f"{folder}: the weights lack {name} {shape}; is it a generative ImageGPT?")
+            raise InputError(_lacks(folder, name, shape))
         if stored[name][1] != shape:
-            raise InputError(f"{folder}: {name} has shape {stored[name][1]}, but {CONFIG} asks for {shape}.")
+            raise InputError(_misshapen(folder, name, stored[name][1], shape))
 
 
-def load_tensors(folder: Path) -> dict[str, NDArray[np.float32]]:
+def load_tensors(folder: Path, heads: Heads | None = None) -> dict[str, NDArray[np.float32]]:
     """A folder's parameters as float32, by the names of `expected_shapes`; safetensors stay mapped to their files.
 
-    A head that is the embedding is there too, as a view of it.
+    A drawing head that is the embedding is there too, as a view of it, where no heads are named.
 
     Old `.bin` files are read by torch with `weights_only`, so they never execute code.
 
@@ -185,19 +213,63 @@ def load_tensors(folder: Path) -> dict[str, NDArray[np.float32]]:
         InputError: no weights, damaged ones, or other parameters than config.json asks for.
     """
     spec = read_spec(folder)
-    check_weights(folder, spec)
+    check_weights(folder, spec, heads)
     path, found = weights_file(folder), {}
     for file in _shards(path):
         found |= map_tensors(file) if file.suffix == ".safetensors" else _unpickle(file)
     tensors = {}
-    for name, shape in expected_shapes(spec).items():
+    for name, shape in expected_shapes(spec, heads).items():
         tensor = found.get(name)
-        if tensor is None or tensor.shape != shape:
-            raise InputError(f"{path}: {name} is missing or has a wrong shape.")
+        if tensor is None:
+            raise InputError(_lacks(folder, name, shape))
+        if tensor.shape != shape:
+            raise InputError(_misshapen(folder, name, tensor.shape, shape))
         tensors[name] = tensor
-    if spec.tie_word_embeddings:
+    if spec.tie_word_embeddings and heads is None:
         tensors[HEAD] = tensors["transformer.wte.weight"][: spec.num_colors]
     return tensors
+
+
+def load_head(folder: Path, name: str, outputs: int) -> NDArray[np.float32] | None:
+    """One head of a folder as float32, (outputs, width); `None` where there is none.
+
+    Args:
+        folder: of the model.
+        name: of the head's weight. The one that draws may be a part of the embedding.
+        outputs: how many it must have.
+
+    Raises:
+        InputError: no weights, damaged ones, or a head of another shape.
+    """
+    spec = read_spec(folder)
+    tied = spec.tie_word_embeddings and name == HEAD
+    stored = "transformer.wte.weight" if tied else name
+    for file in _shards(weights_file(folder)):
+        found = map_tensors(file, {stored}) if file.suffix == ".safetensors" else _unpickle(file)
+        if stored in found:
+            head, shape = found[stored][: outputs if tied else None], (outputs, spec.n_embd)
+            if head.shape != shape:
+                raise InputError(_misshapen(folder, name, head.shape, shape))
+            return head
+    return None
+
+
+def no_class_head(folder: Path) -> str:
+    """The sentence for who wants to classify with a model that has not learnt to."""
+    return (
+        f"{folder} has no class head ({SCORE}): make one with `imagegpt finetune`, or classify by a probe of its "
+        "features (`imagegpt probe`, then `imagegpt classify --probe`)."
+    )
+
+
+def _lacks(folder: Path, name: str, shape: tuple[int, ...]) -> str:
+    if name == SCORE:
+        return no_class_head(folder)
+    return f"{folder}: the weights lack {name} {shape}; is it a generative ImageGPT?"
+
+
+def _misshapen(folder: Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    return f"{folder}: {name} has shape {found}, but {CONFIG} asks for {wanted}."
 
 
 def _unpickle(path: Path) -> dict[str, NDArray[np.float32]]:

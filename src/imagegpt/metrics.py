@@ -1,6 +1,6 @@
-"""How good scores are: accuracy, by class too, and which classes are taken for which.
+"""How good predictions are: accuracy, calibration, confusions; precision of many labels; errors of numbers.
 
-Shape suffixes: N pictures, C classes.
+Shape suffixes: N pictures, C classes (of a regression: its numbers), M bins.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from imagegpt.errors import InputError
 
 TOP = 5
+BINS = 15  # of calibration (Guo et al. 2017, section 3)
 CHUNK = 1 << 22  # numbers that are worked on at once
 
 Index = NDArray[np.int64]
@@ -93,6 +94,163 @@ def _ranks(scores_NC: NDArray[Any], y_N: NDArray[np.int64]) -> NDArray[np.int64]
     return ((scores_NC > own_N1) | (scores_NC == own_N1) & earlier_NC).sum(1)
 
 
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """How sure predictions are, and how right, in bins of equal width by how sure they are (Guo et al. 2017).
+
+    Args:
+        count_M: pictures whose highest probability lies in each bin; a bin has its upper end, not its lower one.
+        confidence_M: the mean of these probabilities; NaN in an empty bin.
+        accuracy_M: part of these pictures that are predicted right; NaN in an empty bin.
+    """
+
+    count_M: NDArray[np.int64]
+    confidence_M: NDArray[np.float64]
+    accuracy_M: NDArray[np.float64]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean over the pictures of |accuracy - confidence| of their bin."""
+        gaps_M = np.nan_to_num(np.abs(self.accuracy_M - self.confidence_M))
+        return float(self.count_M @ gaps_M / self.count_M.sum())
+
+
+def reliability(probabilities_NC: NDArray[Any], y_N: NDArray[Any], bins: int = BINS) -> Reliability:
+    """Sort predictions into bins by their confidence, the highest probability (Guo et al. 2017, section 2).
+
+    Raises:
+        InputError: as `evaluate`, or numbers outside of 0 to 1.
+    """
+    probabilities_NC, y_N = _check_probabilities(probabilities_NC, y_N)
+    confidence_N = probabilities_NC.max(1).astype(np.float64)
+    right_N = probabilities_NC.argmax(1) == y_N
+    bin_N = np.clip(np.ceil(confidence_N * bins).astype(np.int64) - 1, 0, bins - 1)
+    count_M = np.bincount(bin_N, minlength=bins)
+    with np.errstate(invalid="ignore"):  # an empty bin has no mean
+        means = [np.bincount(bin_N, of_N, bins) / count_M for of_N in (confidence_N, right_N)]
+    return Reliability(count_M, *means)
+
+
+def calibration_error(probabilities_NC: NDArray[Any], y_N: NDArray[Any], bins: int = BINS) -> float:
+    """The expected calibration error (Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3).
+
+    Args:
+        probabilities_NC: of each picture and class, 0 to 1.
+        y_N: true classes.
+        bins: of equal width.
+
+    Raises:
+        InputError: labels outside of the classes, no pictures, or numbers that are no probabilities.
+
+    Example:
+        >>> calibration_error(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]))
+        0.0
+    """
+    return reliability(probabilities_NC, y_N, bins).error
+
+
+def brier_score(probabilities_NC: NDArray[Any], y_N: NDArray[Any]) -> float:
+    """The mean squared distance from the true class's indicator, 0 to 2 (Brier 1950, "Verification of Forecasts")."""
+    probabilities_NC, y_N = _check_probabilities(probabilities_NC, y_N)
+    own_N = probabilities_NC[np.arange(len(y_N)), y_N].astype(np.float64)
+    squares_N = np.square(probabilities_NC, dtype=np.float64).sum(1)
+    return float((squares_N - 2 * own_N + 1).mean())
+
+
+def negative_log_likelihood(probabilities_NC: NDArray[Any], y_N: NDArray[Any]) -> float:
+    """The mean of -log of the true class's probability, in nats; one of 0 counts as the least that float32 has."""
+    probabilities_NC, y_N = _check_probabilities(probabilities_NC, y_N)
+    own_N = probabilities_NC[np.arange(len(y_N)), y_N].astype(np.float64)
+    return float(-np.log(np.maximum(own_N, np.finfo(np.float32).tiny)).mean())
+
+
+def average_precision(scores_NC: NDArray[Any], truth_NC: NDArray[Any]) -> NDArray[np.float64]:
+    """The average precision of each class: the sum of precision times gained recall, from the highest score down.
+
+    It is scikit-learn's `average_precision_score`, without interpolation; pictures with equal scores count together.
+
+    Args:
+        scores_NC: the higher the likelier.
+        truth_NC: of 0 and 1, or booleans.
+
+    Returns:
+        (C,); NaN for a class that no picture has.
+
+    Raises:
+        InputError: other shapes, truths that are not 0 and 1, or scores that are no numbers.
+    """
+    scores_NC, truth_NC = check_features(scores_NC), _indicators(truth_NC)
+    _check_same(scores_NC, truth_NC)
+    if np.isnan(scores_NC).any():
+        raise InputError("The scores hold NaN.")
+    columns = zip(scores_NC.T, truth_NC.T, strict=True)
+    return np.array([_average_precision(scores_N, truth_N) for scores_N, truth_N in columns])
+
+
+def _average_precision(scores_N: NDArray[Any], truth_N: NDArray[np.bool_]) -> float:
+    positives = truth_N.sum()
+    if not positives:
+        return float("nan")
+    order = np.argsort(-scores_N, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores_N[order])), len(order) - 1)  # of each run of equal scores
+    found = np.cumsum(truth_N[order])[last]
+    return float((np.diff(found, prepend=0) * found / (last + 1)).sum() / positives)
+
+
+def f1(predicted_NC: NDArray[Any], truth_NC: NDArray[Any]) -> float:
+    """Micro-averaged F1: 2 TP / (2 TP + FP + FN) over all pictures and classes; 0 where nothing is there to count.
+
+    Args:
+        predicted_NC, truth_NC: of 0 and 1, or booleans.
+
+    Raises:
+        InputError: other shapes or values.
+    """
+    predicted_NC, truth_NC = _indicators(predicted_NC), _indicators(truth_NC)
+    _check_same(predicted_NC, truth_NC)
+    hits, told = (predicted_NC & truth_NC).sum(), predicted_NC.sum() + truth_NC.sum()
+    return float(2 * hits / told) if told else 0.0
+
+
+def errors(predicted_NC: NDArray[Any], target_NC: NDArray[Any]) -> dict[str, float]:
+    """Errors of a regression, each the mean over its numbers, as scikit-learn defines them.
+
+    Args:
+        predicted_NC, target_NC: numbers.
+
+    Returns:
+        "mse", "mae" and "r2": 1 - squared errors / squared distances from the mean; NaN where a target never changes.
+
+    Raises:
+        InputError: other shapes, or what is not finite.
+    """
+    predicted_NC, target_NC = check_features(predicted_NC), check_features(target_NC)
+    _check_same(predicted_NC, target_NC)
+    if not (np.isfinite(predicted_NC).all() and np.isfinite(target_NC).all()):
+        raise InputError("The predictions or the targets hold NaN or infinite numbers.")
+    target_NC = target_NC.astype(np.float64)
+    gap_NC = predicted_NC - target_NC
+    spread_C = np.square(target_NC - target_NC.mean(0)).sum(0)
+    ratio_C = np.divide(np.square(gap_NC).sum(0), spread_C, out=np.full(len(spread_C), np.nan), where=spread_C > 0)
+    return {
+        "mse": float(np.square(gap_NC).mean()),
+        "mae": float(np.abs(gap_NC).mean()),
+        "r2": float((1 - ratio_C).mean()),
+    }
+
+
+def softmax(scores_NC: NDArray[Any]) -> NDArray[Any]:
+    """Scores to probabilities that sum to 1 for each picture."""
+    powers_NC = np.exp(scores_NC - scores_NC.max(1, keepdims=True))
+    return powers_NC / powers_NC.sum(1, keepdims=True)
+
+
+def sigmoid(scores_NC: NDArray[Any]) -> NDArray[Any]:
+    """Scores to a probability for each class by itself."""
+    falling_NC = np.exp(-np.abs(scores_NC))  # at most 1, so it never overflows
+    return np.where(scores_NC >= 0, 1, falling_NC) / (1 + falling_NC)
+
+
 def check_features(x_ND: NDArray[Any]) -> NDArray[Any]:
     """Features as an array of real numbers, (N, D); not copied, so a memory-mapped one stays on the disk.
 
@@ -127,3 +285,23 @@ def chunks(count: int, width: int) -> Iterator[slice]:
     """Slices of `count` rows; a slice of rows of this width has about CHUNK numbers."""
     step = max(1, CHUNK // width)
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def _check_probabilities(probabilities_NC: NDArray[Any], y_N: NDArray[Any]) -> tuple[NDArray[Any], Index]:
+    probabilities_NC = check_features(probabilities_NC)
+    y_N = check_labels(y_N, *probabilities_NC.shape)
+    if not (probabilities_NC.min() >= 0 and probabilities_NC.max() <= 1 + 1e-6):  # NaN fails too
+        raise InputError("Probabilities must be 0 to 1.")
+    return probabilities_NC, y_N
+
+
+def _indicators(truth_NC: NDArray[Any]) -> NDArray[np.bool_]:
+    truth_NC = np.asarray(truth_NC)
+    if not np.isin(truth_NC, (0, 1)).all():
+        raise InputError("Whether a picture has a label must be told by 0 and 1.")
+    return truth_NC.astype(bool)
+
+
+def _check_same(scores_NC: NDArray[Any], truth_NC: NDArray[Any]) -> None:
+    if scores_NC.shape != truth_NC.shape:
+        raise InputError(f"Scores of shape {scores_NC.shape} don't fit truths of shape {truth_NC.shape}.")

@@ -12,36 +12,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagegpt import checkpoint
+from imagegpt.backbone import Backbone
 from imagegpt.codec.masks import read_masks
 from imagegpt.codec.pictures import Picture, read_pictures
-from imagegpt.codec.preprocessor_file import load_palette
-from imagegpt.engine.backends import (
-    Precision,
-    check_choice,
-    choose_backend,
-    choose_for_features,
-    load_network,
-    open_onnx,
-    open_onnx_features,
-)
+from imagegpt.engine.backends import Precision, choose_backend, load_network, open_onnx
 from imagegpt.engine.batches import Task
-from imagegpt.engine.cost import blocks_flops
 from imagegpt.engine.decode import UNKNOWN, Backend, Process
-from imagegpt.engine.features import Extractor, Layer, Pool, check_pool, inputs_of, is_one, layers_of
 from imagegpt.engine.warp import Sampling
 from imagegpt.errors import InputError, check_count
 from imagegpt.painting import Job, Options, Progress, Result, last, paint, seeds_for
 from imagegpt.sequence import flatten, known_later, prompt_length, unflatten
 
 if TYPE_CHECKING:
-    from imagegpt.codec.processor import ImageGPTImageProcessor
-    from imagegpt.config import ImageGPTConfig
     from imagegpt.model.heads import ImageGPTForCausalImageModeling
 
 UNDRAWN = (200, 200, 200)  # the colour of pixels that are not drawn yet
 
 
-class ImageGPT:
+class ImageGPT(Backbone):
     """A generative ImageGPT with its palette.
 
     Use `from_pretrained`. Nothing heavy is loaded before it is needed: the network comes with the first sample.
@@ -68,24 +56,8 @@ class ImageGPT:
         backend: str | None = None,
         compile: bool = False,
     ) -> None:
-        check_choice(backend, device, precision)
-        self.path = Path(path)
-        self.spec = checkpoint.read_spec(self.path)
-        checkpoint.weights_file(self.path)  # fail now, not at the first sample
-        self.codec, self.framing = load_palette(self.path, self.spec)
-        if len(self.codec) != self.spec.num_colors:
-            raise InputError(
-                f"{self.path}: the palette has {len(self.codec)} colours, the model {self.spec.num_colors}."
-            )
-        if self.framing.height * self.framing.width != self.spec.n_positions:
-            raise InputError(
-                f"{self.path}: a grid of {self.framing.height} x {self.framing.width} does not have the model's "
-                f"{self.spec.n_positions} positions."
-            )
-        self.device, self._compile = device, compile
-        self.precision: Precision = precision
-        self._extractor: tuple[Any, Extractor] | None = None  # the one in use, with what it was asked for
-        self.named_backend = "torch" if compile and backend is None else backend
+        super().__init__(path, device, precision, "torch" if compile and backend is None else backend)
+        self._compile = compile
 
     @classmethod
     def from_pretrained(
@@ -110,25 +82,6 @@ class ImageGPT:
         """
         return cls(checkpoint.find_model(name, revision), device, precision, backend, compile)
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """`(height, width)` of ids."""
-        return self.framing.height, self.framing.width
-
-    @cached_property
-    def config(self) -> ImageGPTConfig:
-        """The model's configuration, as transformers knows it."""
-        from imagegpt.config import ImageGPTConfig
-
-        return ImageGPTConfig.from_pretrained(self.path)
-
-    @cached_property
-    def processor(self) -> ImageGPTImageProcessor:
-        """The model's image processor, as transformers knows it."""
-        from imagegpt.codec.processor import ImageGPTImageProcessor
-
-        return ImageGPTImageProcessor.from_codec(self.codec, self.framing)
-
     @cached_property
     def model(self) -> ImageGPTForCausalImageModeling:
         """The network in torch, in evaluation mode."""
@@ -143,10 +96,6 @@ class ImageGPT:
         from imagegpt.engine.torch_backend import TorchBackend
 
         return TorchBackend(self.model, self._compile)
-
-    def encode(self, images: Picture | Iterable[Picture]) -> NDArray[np.int64]:
-        """Pictures to ids (pictures, T): crop and resize to the grid, then the nearest colour of each pixel."""
-        return self._encode(read_pictures(images))
 
     def decode(self, ids_BT: NDArray[np.int64]) -> list[Image.Image]:
         """Ids (B, T) to pictures of the grid's size; -1 becomes grey."""
@@ -222,98 +171,6 @@ class ImageGPT:
         job = self._samples(**options) if images is None else self._completion(images, **options)
         return self._paint(job, every)
 
-    def features(
-        self,
-        images: Picture | Iterable[Picture],
-        layer: Layer = None,
-        pool: Pool = "mean",
-        *,
-        batch_size: int | None = None,
-        progress: Progress | None = None,
-    ) -> NDArray[np.float32] | dict[int, NDArray[np.float32]]:
-        """What the network has made of pictures after some of its blocks: the paper's f^l, for probes and neighbours.
-
-        Args:
-            images: a picture or several.
-            layer: how many blocks are run, from 0 to L: a number, several, or "all"; default: the middle, L // 2.
-                See `imagegpt.engine.features` for the convention, and docs/features.md.
-            pool: "mean" over the ids, or "none".
-            batch_size: pictures that are run together; default: what is fastest. It does not change the result but
-                for rounding.
-            progress: called with (pictures done, pictures in all).
-
-        Returns:
-            float32 (pictures, D), or (pictures, T, D) without pooling, which is a megabyte or more for each picture and
-            layer; for several layers a dictionary of these.
-
-        Raises:
-            InputError: a picture that can't be read, or no such layer.
-
-        Example:
-            >>> model = ImageGPT.from_pretrained("nano")
-            >>> model.features(np.zeros((32, 32, 3), np.uint8), layer=2).shape
-            (1, 192)
-        """
-        layers = layers_of(layer, self.spec.n_layer)
-        check_pool(pool)
-        found = self.features_of(self.encode(images), layers, pool, batch_size=batch_size, progress=progress)
-        return found[layers[0]] if is_one(layer) else found
-
-    def features_of(
-        self,
-        ids_BT: NDArray[np.int64],
-        layers: Sequence[int],
-        pool: Pool = "mean",
-        *,
-        batch_size: int | None = None,
-        backend: str | None = None,
-        progress: Progress | None = None,
-    ) -> dict[int, NDArray[np.float32]]:
-        """The features of ids, for callers that have these already; see `features`.
-
-        Args:
-            ids_BT: pictures' ids, (pictures, T).
-            layers: layers, each from 0 to L.
-            pool, batch_size, progress: see `features`.
-            backend: "onnx" or "torch", as `feature_backend` chose it for several calls; default: chosen for this one.
-        """
-        if batch_size is not None:
-            check_count("batch_size", batch_size)
-        extractor = self.extractor(layers, pool, backend or self.feature_backend(layers, len(ids_BT)))
-        inputs_BT = inputs_of(ids_BT, self.spec.sos, checkpoint.is_causal(self.path))
-        shape = (self.spec.n_embd,) if pool == "mean" else (self.spec.n_positions, self.spec.n_embd)
-        found = {layer: np.empty((len(ids_BT), *shape), np.float32) for layer in layers}
-        rows = batch_size or extractor.rows
-        for start in range(0, len(ids_BT), rows):
-            stop = min(start + rows, len(ids_BT))
-            for layer, values in zip(layers, extractor(inputs_BT[start:stop]), strict=True):
-                found[layer][start:stop] = values
-            if progress is not None:
-                progress(stop, len(ids_BT))
-        return found
-
-    def feature_backend(self, layers: Sequence[int], pictures: int) -> str:
-        """ "onnx" or "torch": what was named, or what is faster for the features of so many pictures."""
-        operations = pictures * blocks_flops(self.spec, max(layers))
-        return self.named_backend or choose_for_features(self.path, self.spec, self.device, self.precision, operations)
-
-    def extractor(self, layers: Sequence[int], pool: Pool, backend: str) -> Extractor:
-        """What makes features; the last one is kept.
-
-        Raises:
-            InputError: the backend can't run this model, or the device can't be used.
-        """
-        key = (backend, tuple(layers), pool)
-        if self._extractor is None or self._extractor[0] != key:
-            if backend == "onnx":
-                opened = open_onnx_features(self.path, self.spec, self.precision, layers, pool)
-            else:
-                from imagegpt.engine.torch_features import TorchFeatures
-
-                opened = TorchFeatures(self.model, layers, pool)
-            self._extractor = key, opened
-        return self._extractor[1]
-
     def _paint(self, job: Job, every: int | None = None) -> Iterator[Result]:
         return paint(job, self.backend, self.decode, every)
 
@@ -344,10 +201,6 @@ class ImageGPT:
             raise InputError(f"first must be at least 0, not {first}.")
         nothing = np.zeros((1, self.spec.n_positions), np.int64)
         return self._job(nothing, np.zeros(nothing.shape, bool), n, first, 1, **options)
-
-    def _encode(self, pictures: list[Image.Image]) -> NDArray[np.int64]:
-        pixels = np.stack([self.framing.apply(picture) for picture in pictures])
-        return flatten(self.codec.encode(pixels))
 
     def _job(
         self,

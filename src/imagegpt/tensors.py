@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,17 +70,22 @@ def _entry(value: dict[str, Any], data: int) -> Entry:
     return Entry(value["dtype"], tuple(value["shape"]), data + start, data + end)
 
 
-def map_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
+def map_tensors(path: Path, only: Container[str] | None = None) -> dict[str, NDArray[np.float32]]:
     """The tensors of one safetensors file as float32.
 
     float32 stays on the disk until it is read; other float types are converted, so they take memory.
+
+    Args:
+        path: the file.
+        only: names of those that are wanted; default: all.
 
     Raises:
         InputError: the file is damaged, or a tensor is of another type.
     """
     entries = read_header(path)
     content = np.memmap(path, np.uint8, "r") if entries else np.empty(0, np.uint8)
-    return {name: _float32(content, entry, f"{path}: {name}") for name, entry in entries.items()}
+    wanted = {name: entry for name, entry in entries.items() if only is None or name in only}
+    return {name: _float32(content, entry, f"{path}: {name}") for name, entry in wanted.items()}
 
 
 def read_tensors(path: Path) -> dict[str, NDArray[Any]]:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
+import classifiers
 from imagegpt import __version__
 from imagegpt.cli.main import main
 from imagegpt.pipeline import ImageGPT
@@ -367,6 +369,16 @@ def test_info_as_a_table_names_each_number(tiny_folder, capsys):
     out = capsys.readouterr().out
     for name in ("parameters", "n_positions", "n_layer", "palette", "model.safetensors", "F32"):
         assert name in out
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_info_of_a_classifier_names_its_classes(tmp_path, capsys, draws):
+    folder = classifiers.make(tmp_path / "model", draws=draws)
+    assert main(["info", str(folder), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["classes"] == list(classifiers.CLASSES)
+    stored = load_file(folder / "model.safetensors")
+    assert record["parameters"] == sum(tensor.size for tensor in stored.values())
 
 
 def test_info_of_the_embedded_model_is_the_default(capsys):

@@ -153,39 +153,6 @@ def test_features_of_one_side_only(probe):
     assert code == 2 and "for both" in err
 
 
-def test_classify(probe, data, place, capsys):
-    assert probe()[0] == 0
-    pictures = [str(data / "test/light/0.png"), str(data / "test/dark/1.png")]
-    assert main(["classify", *pictures, "--probe", "probe/probe.safetensors", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["images"]
-    assert [(entry["image"], next(iter(entry["classes"]))) for entry in told] == [
-        *((pictures[0], "light"), (pictures[1], "dark"))
-    ]
-    for entry in told:
-        assert sum(entry["classes"].values()) == pytest.approx(1, abs=1e-5)
-        assert list(entry["classes"].values()) == sorted(entry["classes"].values(), reverse=True)
-    assert main(["classify", *pictures, "--probe", "probe/probe.safetensors", "--top", "1"]) == 0
-    out = capsys.readouterr().out
-    assert "light" in out and "dark" in out
-
-
-def test_classify_refuses_another_model(probe, data, place, folder, capsys):
-    assert probe()[0] == 0
-    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
-    picture = str(data / "test/light/0.png")
-    assert main(["classify", picture, "--probe", "probe/probe.safetensors", "--model", str(folder)]) == 2
-    assert "another model" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content", [None, b"", b"no probe"])
-def test_classify_without_a_probe(place, data, content, capsys):
-    if content is not None:
-        (place / "p.safetensors").write_bytes(content)
-    assert main(["classify", str(data / "test/light/0.png"), "--probe", "p.safetensors"]) == 2
-    err = capsys.readouterr().err
-    assert "p.safetensors" in err and "Traceback" not in err
-
-
 def test_no_matplotlib_no_pictures(probe, place, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.backends.backend_agg", None)

@@ -170,7 +170,7 @@ def test_what_is_typed_goes_over_the_recipe(place):
     assert main(["train", "--recipe", "mine.yaml", "--out", "run", "--device", "cpu", "--steps", "2"]) == 0
     kept = Recipe.load("run/recipe.yaml")
     assert (kept.shape.width, kept.optimization.steps, kept.optimization.lr) == (16, 2, 1e-3)
-    assert (kept.data.train, kept.data.palette, kept.data.colors) == (data, "fit", 5)
+    assert (kept.data.train, kept.shape.palette, kept.shape.colors) == (data, "fit", 5)
     assert main(["train", "--recipe", "run/recipe.yaml", "--out", "again"]) == 0
     assert Path("run/model/model.safetensors").read_bytes() == Path("again/model/model.safetensors").read_bytes()
 

@@ -42,17 +42,20 @@ def attention(q_TH, k_TH, v_TH, scale, causal=True):
     return out
 
 
-def logits(state, config, ids, hidden=None, causal=True):
-    """(T, K) logits of one row of ids; `state` maps a checkpoint's names to arrays.
+def content(state, ids, hidden=None):
+    """(T, D) embeddings of ids without their positions; 0 where `hidden` is True."""
+    rows = np.asarray(state["transformer.wte.weight"], np.float64)[ids]
+    if hidden is not None:
+        rows[hidden] = 0
+    return rows
 
-    Where `hidden` is True an id has no content, only its position.
-    """
+
+def streams(state, config, content_TD, causal=True):
+    """L + 1 arrays (T, D): what the first block reads, and what it and each one after it has added to."""
     w = {name: np.asarray(value, np.float64) for name, value in state.items()}
     eps = config["layer_norm_epsilon"]
-    content = w["transformer.wte.weight"][ids]
-    if hidden is not None:
-        content[hidden] = 0
-    x = content + w["transformer.wpe.weight"][: len(ids)]
+    x = content_TD + w["transformer.wpe.weight"][: len(content_TD)]
+    found = [x]
     head_width = x.shape[1] // config["n_head"]
     for layer in range(config["n_layer"]):
         at = f"transformer.h.{layer}."
@@ -70,4 +73,25 @@ def logits(state, config, ids, hidden=None, causal=True):
         inner = norm(x, w[at + "ln_2.weight"], eps) @ w[at + "mlp.c_fc.weight"] + w[at + "mlp.c_fc.bias"]
         inner = ACTIVATIONS[config["activation_function"]](inner)
         x = x + inner @ w[at + "mlp.c_proj.weight"] + w[at + "mlp.c_proj.bias"]
-    return norm(x, w["transformer.ln_f.weight"], eps) @ w["lm_head.weight"].T
+        found.append(x)
+    return found
+
+
+def normed(state, config, x_TD, name="transformer.ln_f.weight"):
+    """Behind one of the state's norms."""
+    return norm(x_TD, np.asarray(state[name], np.float64), config["layer_norm_epsilon"])
+
+
+def head(state, states_TD):
+    """(T, K) logits; a head that is the embedding has none for SOS."""
+    tied = np.asarray(state["transformer.wte.weight"], np.float64)[:-1]
+    return states_TD @ np.asarray(state.get("lm_head.weight", tied), np.float64).T
+
+
+def logits(state, config, ids, hidden=None, causal=True):
+    """(T, K) logits of one row of ids; `state` maps a checkpoint's names to arrays.
+
+    Where `hidden` is True an id has no content, only its position.
+    """
+    last = streams(state, config, content(state, ids, hidden), causal)[-1]
+    return head(state, normed(state, config, last))

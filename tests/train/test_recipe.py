@@ -9,20 +9,26 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagegpt.errors import InputError
-from imagegpt.train.recipe import LIMITS, SHIPPED, Compute, Data, Optimization, Recipe, Shape, Watch, read_recipe
+from imagegpt.train.finetune_recipe import FinetuneRecipe
+from imagegpt.train.flat import LIMITS
+from imagegpt.train.recipe import Recipe
 
-RECIPES = sorted(SHIPPED.glob("*.yaml"))
-PARTS = (Shape, Data, Optimization, Compute, Watch)
-KINDS = {name: kind for part in PARTS for name, kind in typing.get_type_hints(part).items()}
+VERBS = (Recipe, FinetuneRecipe)
+RECIPES = [(verb, path) for verb in VERBS for path in verb.shipped().values()]
+PARTS = {verb: [typing.get_type_hints(verb)[field.name] for field in dataclasses.fields(verb)] for verb in VERBS}
+KINDS = {
+    verb: {field.name: typing.get_type_hints(part)[field.name] for part in parts for field in dataclasses.fields(part)}
+    for verb, parts in PARTS.items()
+}
+each_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.verb)
 
 
-def values_of(name):
+def values_of(name, kind):
     """A strategy for what may stand behind a name."""
-    kind = KINDS[name]
     kinds = [one for one in get_args(kind) if one is not type(None)] if get_origin(kind) is not Literal else []
     optional, kind = (True, kinds[0]) if kinds else (False, kind)
     low, high = LIMITS.get(name, (0, 0))
@@ -43,9 +49,17 @@ def values_of(name):
     return st.none() | chosen if optional else chosen
 
 
-ANY = st.fixed_dictionaries({}, optional={name: values_of(name) for name in KINDS}).filter(
-    lambda values: values.get("steps") is None or values.get("epochs") is None
-)
+def can_be(values):
+    """Whether they don't exclude one another."""
+    both = values.get("steps") is not None and values.get("epochs") is not None
+    adapted = values.get("lora") and (values.get("freeze") or values.get("start", "model") != "model")
+    return not both and not adapted
+
+
+ANY = {
+    verb: st.fixed_dictionaries({}, optional={name: values_of(name, kind) for name, kind in kinds.items()})
+    for verb, kinds in KINDS.items()
+}
 
 
 def written(tmp_path, text):
@@ -54,17 +68,17 @@ def written(tmp_path, text):
     return path
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_shipped_recipe_loads_by_name_and_as_a_file(path):
-    recipe = Recipe.load(path.stem)
-    assert recipe == Recipe.load(path)
+@pytest.mark.parametrize(("verb", "path"), RECIPES, ids=lambda part: getattr(part, "stem", ""))
+def test_shipped_recipe_loads_by_name_and_as_a_file(verb, path):
+    recipe = verb.load(path.stem)
+    assert recipe == verb.load(path)
     flat = recipe.flat()
-    assert {name: flat[name] for name in read_recipe(path.stem)} == read_recipe(path)
+    assert {name: flat[name] for name in verb.read(path.stem)} == verb.read(path)
     assert (flat["steps"] is None) != (flat["epochs"] is None)  # how long is said
 
 
 def test_recipes_are_shipped():
-    assert {"cifar10-nano", "debug"} <= {path.stem for path in RECIPES}
+    assert {"cifar10-nano", "debug"} <= {path.stem for verb, path in RECIPES if verb is Recipe}
 
 
 def test_defaults_are_the_papers():
@@ -72,7 +86,7 @@ def test_defaults_are_the_papers():
     shape, data, optimization = recipe.shape, recipe.data, recipe.optimization
     assert (shape.size, shape.dropout, shape.objective, shape.start) == ("small", 0.0, "ar", "paper")
     assert (shape.mask, shape.width, shape.layers, shape.heads, shape.init) == (0.15, None, None, None, None)
-    assert (data.colors, recipe.grid, data.crop, data.augment) == (512, (32, 32), "center", "none")
+    assert (shape.colors, recipe.grid, data.crop, data.augment) == (512, (32, 32), "center", "none")
     assert (optimization.batch, optimization.optimizer, optimization.lr) == (128, "adamw", 3e-3)
     assert (optimization.beta1, optimization.beta2, optimization.weight_decay) == (0.9, 0.95, 0.0)
     assert (optimization.schedule, optimization.warmup, optimization.clip) == ("cosine", None, 0.0)
@@ -81,30 +95,34 @@ def test_defaults_are_the_papers():
     assert (recipe.watch.on_spike, recipe.watch.spike, recipe.watch.tracker) == ("stop", 0.0, None)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [part for parts in PARTS.values() for part in parts])
 def test_every_name_is_documented_and_nothing_else(part):
     entries = re.findall(r"^ {8}(\w+(?:, \w+)*):", part.__doc__.partition("Args:")[2], re.MULTILINE)
     documented = [name for entry in entries for name in entry.split(", ")]
     assert documented == [field.name for field in dataclasses.fields(part)]
 
 
-def test_no_two_parts_share_a_name():
-    assert list(Recipe().flat()) == [field.name for part in PARTS for field in dataclasses.fields(part)]
-    assert len(KINDS) == len(Recipe().flat())
+@each_verb
+def test_no_two_parts_share_a_name(verb):
+    assert list(verb().flat()) == [field.name for part in PARTS[verb] for field in dataclasses.fields(part)]
+    assert len(KINDS[verb]) == len(verb().flat())
 
 
 def test_every_number_has_limits():
-    numbers = {name for name, kind in KINDS.items() if {int, float} & {kind, *get_args(kind)}}
-    assert set(LIMITS) == numbers
+    every = [(name, kind) for kinds in KINDS.values() for name, kind in kinds.items()]
+    assert set(LIMITS) == {name for name, kind in every if {int, float} & {kind, *get_args(kind)}}
 
 
-@given(ANY)
-def test_flat_names_and_back(values):
-    recipe = Recipe.from_flat(values, "here")
+@each_verb
+@settings(max_examples=60)
+@given(data=st.data())
+def test_flat_names_and_back(verb, data):
+    values = data.draw(ANY[verb].filter(can_be))
+    recipe = verb.from_flat(values, "here")
     flat = recipe.flat()
     assert {name: flat[name] for name in values} == values
-    assert Recipe.from_flat(flat, "here") == recipe
-    assert Recipe.from_flat(yaml.safe_load(yaml.safe_dump(flat, sort_keys=False)), "a file") == recipe
+    assert verb.from_flat(flat, "here") == recipe
+    assert verb.from_flat(yaml.safe_load(yaml.safe_dump(flat, sort_keys=False)), "a file") == recipe
 
 
 def test_values_reach_the_field_of_their_name():

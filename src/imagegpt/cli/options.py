@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from imagegpt import sequence
 from imagegpt.arguments import Whole
+from imagegpt.codec.augment import Views
 from imagegpt.engine.backends import Precision
 from imagegpt.engine.features import Layer
 from imagegpt.errors import InputError
@@ -24,24 +25,38 @@ Json = Annotated[bool, Parameter("--json", negative="")]
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and how it runs.
+class RunOptions:
+    """How a model runs.
 
     Args:
-        model: "nano" (comes with the package), a model folder, or a Hugging Face Hub id.
         device: cpu, cuda or mps; default: the best one here.
         precision: fp32; int8 on a CPU, which is faster; bf16 or fp16 with the torch backend.
         backend: onnx or torch; default: the faster one.
     """
 
-    model: str = "nano"
     device: str | None = None
     precision: Precision = "fp32"
     backend: Literal["onnx", "torch"] | None = None
 
+    def how(self) -> dict[str, Any]:
+        """The same as arguments of `from_pretrained`."""
+        return {"device": self.device, "precision": self.precision, "backend": self.backend}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelOptions(RunOptions):
+    """Which model, and how it runs.
+
+    Args:
+        model: "nano" (comes with the package), a model folder, or a Hugging Face Hub id.
+    """
+
+    model: str = "nano"
+
     def open(self) -> ImageGPT:
         """The model."""
-        return ImageGPT.from_pretrained(self.model, device=self.device, precision=self.precision, backend=self.backend)
+        return ImageGPT.from_pretrained(self.model, **self.how())
 
 
 @Parameter(name="*")
@@ -78,18 +93,44 @@ class PaintOptions(ModelOptions):
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class DataOptions:
+class PredictionOptions:
+    """How a classifier predicts.
+
+    Args:
+        views: average over the picture alone (none), it and its mirror image (flip), or five cuts and theirs (ten).
+        votes: of a bidirectional (BERT) model: so many random masks, and the class with the most votes.
+        seed: of the masks.
+    """
+
+    views: Views = "none"
+    votes: Whole = 0
+    seed: Whole = 0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RecordOptions:
     """Which records of DATA count.
 
     Args:
         limit: the first so many records only.
-        label_column: where a table keeps the labels; default: the column of that name or kind.
         on_error: stop at a picture that can't be read, or skip it and list it.
     """
 
     limit: Whole | None = None
-    label_column: str | None = None
     on_error: Literal["raise", "skip"] = "raise"
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DataOptions(RecordOptions):
+    """Which records of DATA count, and where their labels are.
+
+    Args:
+        label_column: where a table keeps the labels; default: the column of that name or kind.
+    """
+
+    label_column: str | None = None
 
     def open(self, data: str) -> Source:
         """What DATA is."""

@@ -48,7 +48,7 @@ class Output:
         if not self.is_folder and not os.path.isdir(self.path.parent):
             raise InputError(f"--out {target}: there is no folder {self.path.parent}.")
         if self.is_folder:
-            _check_folder(self.path)
+            check_folder(self.path)
         else:
             check_writable(self.path)
 
@@ -66,7 +66,7 @@ class Output:
         return str(path)
 
 
-def _check_folder(path: Path) -> None:
+def check_folder(path: Path) -> None:
     """Refuse a folder that can't be made or written, before the pictures are painted; make nothing yet."""
     there = path
     while not os.path.exists(there):

@@ -15,6 +15,7 @@ from imagegpt.cli.options import DataOptions, Json, ModelOptions, Whole, parse_l
 from imagegpt.cli.output import print_record, working
 from imagegpt.data.ids import read_ids
 from imagegpt.data.records import Source
+from imagegpt.data.targets import check_labelled
 from imagegpt.engine.features import layers_of
 from imagegpt.errors import InputError, Interrupted, check_count
 from imagegpt.feature_file import Features, read_features
@@ -113,9 +114,8 @@ def _features(
     if any(files):
         raise InputError("Give files of features for both --train and --test, or pictures for both.")
     sources = [options.open(data) for data in (train, test)]
-    for data, source in zip((train, test), sources, strict=True):
-        if not source.labelled:
-            raise InputError(f"{data} has no labels: give class folders, or a table with labels (--label-column).")
+    for source in sources:
+        check_labelled(source)
     opened = model.open()
     wanted = layers_of(parse_layers(layers), opened.spec.n_layer)
     folder = cache_folder() or out

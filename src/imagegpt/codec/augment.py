@@ -1,12 +1,12 @@
-"""Augmentation: other views of a picture, for training (Chen et al. 2020, section 3.1 and appendix A).
+"""Other views of a picture: drawn, for training (Chen et al. 2020, section 3.1 and appendix A); fixed, for judging.
 
-Shape suffixes: HW a grid, C channels.
+Shape suffixes: B pictures, HW a grid, C channels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ CROP = 224  # ... before it cuts a square of these
 PAD = 8  # the grid's size over the padding: 4 pixels of 32
 NAMED = {"none": (), "cifar": ("pad", "flip"), "imagenet": ("crop",)}
 PARTS = ("crop", "pad", "flip")
+Views = Literal["none", "flip", "ten"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -95,9 +96,48 @@ class Augmentation:
         return (left, top, min(left + scale * framing.width, width), min(top + scale * framing.height, height))
 
 
+def check_views(views: str) -> None:
+    """Refuse what are no fixed views."""
+    if views not in get_args(Views):
+        raise InputError(f"views must be one of {', '.join(get_args(Views))}, not {views!r}.")
+
+
+def fixed_views(grids_BHW: NDArray[Any], views: Views) -> list[NDArray[Any]]:
+    """The same views of every grid, of pixels or of ids, for predictions that are averaged over them.
+
+    Args:
+        grids_BHW: (B, H, W) ids, or (B, H, W, C) pixels.
+        views: "none" is the grid itself; "flip" it and its mirror image; "ten" five cuts of the grid padded by an
+            eighth, reflecting: the middle, which is the grid itself, and the corners, each with its mirror image.
+
+    Returns:
+        Arrays of the shape that was given, the grid itself first.
+
+    Example:
+        >>> [view.tolist() for view in fixed_views(np.array([[[1, 2]]]), "flip")]
+        [[[[1, 2]]], [[[2, 1]]]]
+    """
+    check_views(views)
+    cuts = [grids_BHW]
+    if views == "ten":
+        (height, width), (high, wide) = grids_BHW.shape[1:3], _borders(grids_BHW.shape[1:3])
+        padded = _padded(grids_BHW, 1)
+        corners = [(top, left) for top in (0, 2 * high) for left in (0, 2 * wide)]
+        cuts += [padded[:, top : top + height, left : left + width] for top, left in corners]
+    return cuts if views == "none" else [view for cut in cuts for view in (cut, cut[:, :, ::-1])]
+
+
 def _padded_crop(grid_HW: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     height, width = grid_HW.shape[:2]
-    borders = [(side // PAD, side // PAD) for side in (height, width)]
-    padded = np.pad(grid_HW, [*borders, *[(0, 0)] * (grid_HW.ndim - 2)], mode="reflect")
-    top, left = (int(rng.integers(2 * before, endpoint=True)) for before, _ in borders)
-    return padded[top : top + height, left : left + width]
+    top, left = (int(rng.integers(2 * before, endpoint=True)) for before in _borders(grid_HW.shape[:2]))
+    return _padded(grid_HW)[top : top + height, left : left + width]
+
+
+def _padded(grid: NDArray[Any], before: int = 0) -> NDArray[Any]:
+    """A grid with its border around it; its sides are the two axes after the first `before`."""
+    borders = [(border, border) for border in _borders(grid.shape[before : before + 2])]
+    return np.pad(grid, [*[(0, 0)] * before, *borders, *[(0, 0)] * (grid.ndim - before - 2)], mode="reflect")
+
+
+def _borders(sides: tuple[int, ...]) -> list[int]:
+    return [side // PAD for side in sides]

@@ -39,12 +39,14 @@ class Ids:
         labels: one for each row; `None` where the source has none.
         numbers: (B,) int64, of the rows' records in the source.
         skipped: a sentence for each record that could not be read, with `on_error="skip"`.
+        names: of the rows' records.
     """
 
     ids_BT: NDArray[np.int64]
     labels: list[Label | None] | None
     numbers: NDArray[np.int64]
     skipped: list[str]
+    names: list[str]
 
     def __len__(self) -> int:
         """How many rows."""
@@ -187,7 +189,8 @@ def _ids(
 ) -> Ids:
     kept = list(kept)
     labels = [records[row].label for row in kept] if source.labelled else None
-    return Ids(ids_BT, labels, start + np.array(kept, np.int64), skipped)
+    names = [records[row].name for row in kept]
+    return Ids(ids_BT, labels, start + np.array(kept, np.int64), skipped, names)
 
 
 def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:

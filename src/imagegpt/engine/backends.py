@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from imagegpt.engine.features import Pool
     from imagegpt.engine.onnx_backend import OnnxBackend
     from imagegpt.engine.onnx_features import OnnxFeatures
-    from imagegpt.model.heads import ImageGPTForCausalImageModeling
+    from imagegpt.model.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -69,7 +69,7 @@ def choose_for_features(folder: Path, spec: ModelSpec, device: str | None, preci
 
     On a CPU torch is about a sixth faster (benchmarks/RESULTS.md), and takes some seconds to import.
     """
-    if not checkpoint.is_causal(folder) or not _is_for_onnx(folder, spec, device, precision):
+    if precision != "int8" and not (checkpoint.is_causal(folder) and _is_for_onnx(folder, spec, device, precision)):
         return "torch"
     soon = operations < WORTH_TORCH and "torch" not in sys.modules
     return "onnx" if soon or precision == "int8" else "torch"
@@ -117,13 +117,23 @@ def torch_device(name: str | None) -> Any:
 
 
 def load_network(folder: Path, device: str | None, precision: str) -> ImageGPTForCausalImageModeling:
-    """A folder's network for inference in torch."""
-    import torch
-
+    """A folder's network, with the head that draws, for inference in torch."""
     from imagegpt.model.loading import load_generative
 
-    dtype = getattr(torch, TORCH_DTYPES.get(precision, "float32"))
-    return load_generative(folder, dtype, torch_device(device))
+    return load_generative(folder, _torch_dtype(precision), torch_device(device))
+
+
+def load_class_network(folder: Path, device: str | None, precision: str) -> ImageGPTForImageClassification:
+    """A folder's network, with its class head, for inference in torch."""
+    from imagegpt.model.loading import load_classifier
+
+    return load_classifier(folder, _torch_dtype(precision), torch_device(device))
+
+
+def _torch_dtype(precision: str) -> Any:
+    import torch
+
+    return getattr(torch, TORCH_DTYPES.get(precision, "float32"))
 
 
 def open_onnx(folder: Path, spec: ModelSpec, precision: Precision) -> OnnxBackend:
@@ -148,11 +158,11 @@ def open_onnx_features(
 
     if not checkpoint.is_causal(folder):
         raise InputError(f'{folder} is a bidirectional (BERT) model; its features need backend="torch".')
-    return OnnxFeatures(spec, _weights(folder, spec, precision), layers, pool)
+    return OnnxFeatures(spec, _weights(folder, spec, precision, {}), layers, pool)
 
 
-def _weights(folder: Path, spec: ModelSpec, precision: Precision) -> Weights:
-    tensors = checkpoint.load_tensors(folder)
+def _weights(folder: Path, spec: ModelSpec, precision: Precision, heads: checkpoint.Heads | None = None) -> Weights:
+    tensors = checkpoint.load_tensors(folder, heads)
     return int8_weights(spec, tensors) if precision == "int8" else float_weights(tensors)
 
 

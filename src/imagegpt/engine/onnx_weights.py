@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imagegpt.checkpoint import HEAD
 from imagegpt.spec import ModelSpec
 
 BLOCK = 256  # the most that MatMulNBits has; 128 would save 0.01 % nats/token (docs/log.md)
@@ -28,7 +29,8 @@ def cache_names(spec: ModelSpec) -> list[str]:
 
 def float_weights(tensors: Mapping[str, NDArray[np.float32]]) -> Weights:
     """The parameters by the names of a checkpoint; the head, the one that is stored output-first, is turned."""
-    return {**tensors, "lm_head.weight": np.ascontiguousarray(tensors["lm_head.weight"].T)}
+    turned = {name: np.ascontiguousarray(tensors[name].T) for name in (HEAD,) if name in tensors}
+    return {**tensors, **turned}
 
 
 def int8_weights(spec: ModelSpec, tensors: Mapping[str, NDArray[np.float32]]) -> Weights:
@@ -36,7 +38,7 @@ def int8_weights(spec: ModelSpec, tensors: Mapping[str, NDArray[np.float32]]) ->
     weights = float_weights(tensors)
     parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     names = [f"transformer.h.{layer}.{part}" for layer in range(spec.n_layer) for part in parts]
-    for name in [*names, "lm_head"]:
+    for name in [*names, *(["lm_head"] if HEAD in tensors else [])]:
         levels, scales = quantize_blocks(weights.pop(f"{name}.weight"))
         weights |= {f"{name}.levels": levels, f"{name}.scales": scales}
     return weights

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from imagegpt.engine.features import Pool
-from imagegpt.model.heads import ImageGPTForCausalImageModeling
+from imagegpt.model.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 
 CPU_IDS = 2048  # run together: states of more leave the caches, and are given back to the system and fetched again
 GPU_IDS = 65536
+Network = ImageGPTForCausalImageModeling | ImageGPTForImageClassification
 
 
 class TorchFeatures:
@@ -27,10 +28,9 @@ class TorchFeatures:
         pool: "mean" or "none".
     """
 
-    def __init__(self, model: ImageGPTForCausalImageModeling, layers: Sequence[int], pool: Pool) -> None:
+    def __init__(self, model: Network, layers: Sequence[int], pool: Pool) -> None:
         self.model, self.layers, self.pool = model, list(layers), pool
-        together = CPU_IDS if model.device.type == "cpu" else GPU_IDS
-        self.rows = max(1, together // model.config.n_positions)
+        self.rows = rows_of(model)
 
     @torch.inference_mode()
     def __call__(self, inputs_BT: NDArray[np.int64]) -> list[NDArray[np.float32]]:
@@ -46,3 +46,9 @@ class TorchFeatures:
                 normed = norms[layer](x_BTD).float()
                 taps[layer] = (normed.mean(1) if self.pool == "mean" else normed).cpu().numpy()
         return [taps[layer] for layer in self.layers]
+
+
+def rows_of(model: Network) -> int:
+    """How many pictures a network shall run together."""
+    together = CPU_IDS if model.device.type == "cpu" else GPU_IDS
+    return max(1, together // model.config.n_positions)

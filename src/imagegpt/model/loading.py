@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from imagegpt.checkpoint import check_weights, read_spec, weights_file
+from imagegpt.checkpoint import SCORE, check_weights, read_classes, read_spec, weights_file
 from imagegpt.errors import InputError, reason
-from imagegpt.model.heads import ImageGPTForCausalImageModeling
+from imagegpt.model.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 
 
 def load_generative(folder: Path, dtype: torch.dtype, device: torch.device) -> ImageGPTForCausalImageModeling:
@@ -27,9 +27,19 @@ def load_generative(folder: Path, dtype: torch.dtype, device: torch.device) -> I
         InputError: files missing or damaged, or weights that are missing or have a wrong shape.
     """
     check_weights(folder, read_spec(folder))
+    return _load(ImageGPTForCausalImageModeling, folder, dtype, device)
+
+
+def load_classifier(folder: Path, dtype: torch.dtype, device: torch.device) -> ImageGPTForImageClassification:
+    """Load an ImageGPT with a class head for inference; see `load_generative`."""
+    check_weights(folder, read_spec(folder), {SCORE: len(read_classes(folder))})
+    return _load(ImageGPTForImageClassification, folder, dtype, device)
+
+
+def _load(kind: type[Any], folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     try:
         with _no_progress_bar():
-            loaded: Any = ImageGPTForCausalImageModeling.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, attn_implementation="sdpa"
             )
         model, info = loaded

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from imagegpt.engine.backends import torch_device
 from imagegpt.errors import InputError, check_count
-from imagegpt.metrics import Index, check_features, chunks
+from imagegpt.metrics import Index, check_features, chunks, softmax
 from imagegpt.painting import Progress
 from imagegpt.probe.samples import Rows, check_training, fits, read_rows
 from imagegpt.probe.selection import Candidate, Selection
@@ -58,9 +58,7 @@ class LinearProbe:
 
     def probabilities(self, x_ND: NDArray[Any]) -> NDArray[np.float32]:
         """The softmax of the scores, (N, C)."""
-        scores_NC = self.scores(x_ND)
-        powers = np.exp(scores_NC - scores_NC.max(1, keepdims=True))
-        return powers / powers.sum(1, keepdims=True)
+        return softmax(self.scores(x_ND))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures of results: accuracy by layer, and which classes are taken for which.
+"""Pictures of results: accuracy by layer, which classes are taken for which, and how sure to be of it.
 
 Line styles and marks differ, as colours do.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from imagegpt.metrics import Reliability
     from imagegpt.probe.sweep import Curve, Row
 
 NAMED = 30  # classes whose names are written
@@ -102,6 +103,26 @@ def plot_confusion(
     axes.set_title(f"{title}: {right:.1f} % right", parse_math=False)
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
+    save_figure(path, figure)
+
+
+def plot_reliability(path: Path, found: Reliability, title: str = "Reliability") -> None:
+    """Write how right predictions are by how sure they are as a PNG, bin by bin; on the dashed line they are as right.
+
+    Raises:
+        InputError: the file can't be written.
+        MissingExtra: matplotlib is missing (extra "plot").
+    """
+    figure, axes = new_figure(1050, 900)
+    width = 1 / len(found.count_M)
+    middles_M, there_M = (np.arange(len(found.count_M)) + 0.5) * width, found.count_M > 0
+    heights_M = 100 * found.accuracy_M[there_M]
+    axes.bar(100 * middles_M[there_M], heights_M, 90 * width, color=BLUE, label="accuracy")
+    axes.plot(100 * found.confidence_M[there_M], heights_M, "D", color=ORANGE, markersize=5, label="mean confidence")
+    axes.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1)
+    axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
+    axes.set_title(f"{title}: calibration error {100 * found.error:.1f} %", parse_math=False)
+    axes.legend(frameon=False, loc="upper left")
     save_figure(path, figure)
 
 

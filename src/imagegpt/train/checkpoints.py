@@ -1,8 +1,9 @@
 """Checkpoints of a run: folders that are whole or not there, that any number of processes can go on from.
 
 A checkpoint is a model folder in Hugging Face's layout (so `from_pretrained` opens it), beside it `ema/`, another one,
-where the run keeps a moving average, `state/` with the optimiser's tensors as torch.distributed.checkpoint writes them,
-and `checkpoint.json`: how far the run is, what made it, and size and SHA-256 of every other file.
+where the run keeps a moving average, `training.safetensors` where the weights that are trained are not those of the
+model (adapters; a head at a middle layer), `state/` with the optimiser's tensors as torch.distributed.checkpoint writes
+them, and `checkpoint.json`: how far the run is, what made it, and size and SHA-256 of every other file.
 """
 
 from __future__ import annotations
@@ -25,17 +26,15 @@ import torch.distributed.checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from imagegpt.codec.palette import PaletteCodec
-from imagegpt.codec.pictures import Framing
 from imagegpt.codec.preprocessor_file import save_preprocessor
-from imagegpt.config import ImageGPTConfig
 from imagegpt.errors import InputError, reason
 from imagegpt.files import make_folder, write_text
-from imagegpt.model.heads import ImageGPTForCausalImageModeling
 from imagegpt.tensors import map_tensors, write_tensors
+from imagegpt.train.dataset import Dataset
+from imagegpt.train.network import Arrays, Network
 from imagegpt.train.processes import Processes
 
-MANIFEST, STATE, EMA, WEIGHTS = "checkpoint.json", "state", "ema", "model.safetensors"
+MANIFEST, STATE, EMA, WEIGHTS, OWN = "checkpoint.json", "state", "ema", "model.safetensors", "training.safetensors"
 NEEDED = ("config.json", WEIGHTS, f"{STATE}/.metadata")
 # What torch.distributed.checkpoint's table of contents, a pickle, is made of.
 TABLE = {
@@ -59,14 +58,14 @@ class Checkpoints:
     Args:
         folder: where they lie, one folder each.
         group: the processes, which all call the same methods.
-        codec: the palette, which goes into each.
-        framing: the grid, likewise.
+        dataset: whose palette and grid go into each.
+        network: says what becomes of its weights in a model folder.
         keep: the last so many stay, and the best.
     """
 
-    def __init__(self, folder: Path, group: Processes, codec: PaletteCodec, framing: Framing, keep: int) -> None:
+    def __init__(self, folder: Path, group: Processes, dataset: Dataset, network: Network, keep: int) -> None:
         self.folder, self.keep = folder, keep
-        self._group, self._codec, self._framing = group, codec, framing
+        self._group, self._dataset, self._network = group, dataset, network
 
     def path(self, step: int) -> Path:
         """The folder of a checkpoint."""
@@ -87,7 +86,6 @@ class Checkpoints:
 
     def save(
         self,
-        config: ImageGPTConfig,
         parameters: Named,
         optimizers: list[torch.optim.Optimizer],
         ema: Named | None,
@@ -97,7 +95,6 @@ class Checkpoints:
         """Write a checkpoint, whole or not at all, then remove old ones.
 
         Args:
-            config: of the model.
             parameters: by name; they may be divided by FSDP.
             optimizers: of these.
             ema: moving averages by the parameters' names.
@@ -112,7 +109,7 @@ class Checkpoints:
         self._together(path, temporary, lambda: self._prepare(temporary))
         weights = self.gather(parameters)
         averages = None if ema is None else self.gather(ema)
-        self._together(path, temporary, lambda: self._write_models(temporary, config, weights, averages))
+        self._together(path, temporary, lambda: self._write_models(temporary, weights, averages))
         self._together(path, temporary, lambda: _save_state(temporary / STATE, parameters, optimizers, self._group))
         listed = self._together(path, temporary, lambda: _list_files(temporary, self._group))
         files = {name: entry for part in self._group.gather(listed) for name, entry in part.items()}
@@ -162,27 +159,28 @@ class Checkpoints:
                 found[name] = whole.detach().float().cpu().numpy()
         return found
 
-    def write_model(self, folder: Path, config: ImageGPTConfig, weights: Mapping[str, np.ndarray]) -> None:
+    def write_model(self, folder: Path, weights: Arrays, own: bool = False) -> None:
         """Write weights as a model folder in Hugging Face's layout; for the first process.
 
         Args:
             folder: is there.
-            config: of the model.
             weights: float32 arrays by the parameters' names, as `gather` gives them.
+            own: write them as the run has them too, where the model's are others.
         """
-        config = copy.deepcopy(config)
-        config.architectures, config.dtype = [ImageGPTForCausalImageModeling.__name__], torch.float32
+        config, published = self._network.publish(copy.deepcopy(self._network.config), weights)
+        config.dtype = torch.float32
         config.save_pretrained(folder)
-        entries = {name: (np.dtype(np.float32), array.shape) for name, array in weights.items()}
-        write_tensors(folder / WEIGHTS, entries, lambda name: [weights[name]], {"format": "pt"})
-        save_preprocessor(folder, self._codec, self._framing)
+        _write(folder / WEIGHTS, published)
+        if own and self._network.other:
+            _write(folder / OWN, weights)
+        save_preprocessor(folder, self._dataset.codec, self._dataset.framing)
 
-    def _write_models(self, folder: Path, config: ImageGPTConfig, weights: dict, averages: dict | None) -> None:
+    def _write_models(self, folder: Path, weights: Arrays, averages: Arrays | None) -> None:
         if self._group.first:
-            self.write_model(folder, config, weights)
+            self.write_model(folder, weights, own=True)
             if averages is not None:
                 make_folder(folder / EMA)
-                self.write_model(folder / EMA, config, averages)
+                self.write_model(folder / EMA, averages, own=True)
 
     def _finish(self, path: Path, temporary: Path, manifest: dict[str, Any]) -> None:
         if not self._group.first:
@@ -246,8 +244,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def copy_weights(folder: Path, tensors: Named) -> None:
-    """Copy a model folder's weights into tensors of the same names, each process its own part."""
-    stored = map_tensors(folder / WEIGHTS)
+    """Copy a checkpoint's weights into tensors of the same names, each process its own part."""
+    stored = map_tensors(folder / (OWN if (folder / OWN).exists() else WEIGHTS))
     for name, tensor in tensors.items():
         if name not in stored or stored[name].shape != tuple(tensor.shape):
             raise InputError(f"{folder / WEIGHTS}: {name} is missing or has another shape than the run's.")
@@ -257,6 +255,11 @@ def copy_weights(folder: Path, tensors: Named) -> None:
             tensor.copy_(distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None))
         else:
             tensor.copy_(whole)
+
+
+def _write(path: Path, weights: Arrays) -> None:
+    entries = {name: (np.dtype(np.float32), array.shape) for name, array in weights.items()}
+    write_tensors(path, entries, lambda name: [weights[name]], {"format": "pt"})
 
 
 def _states(

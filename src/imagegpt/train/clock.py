@@ -8,8 +8,8 @@ from functools import cached_property
 from imagegpt.engine.accelerators import peak_flops
 from imagegpt.engine.cost import training_flops
 from imagegpt.spec import ModelSpec
+from imagegpt.train.flat import FlatRecipe
 from imagegpt.train.processes import Processes
-from imagegpt.train.recipe import Recipe
 
 
 class Clock:
@@ -21,7 +21,7 @@ class Clock:
         group: the processes.
     """
 
-    def __init__(self, recipe: Recipe, spec: ModelSpec, group: Processes) -> None:
+    def __init__(self, recipe: FlatRecipe, spec: ModelSpec, group: Processes) -> None:
         self._pictures, self._ids = recipe.optimization.batch, recipe.optimization.batch * spec.n_positions
         # MFU counts what the model needs, not what checkpointing computes again.
         self._flops = training_flops(spec, recipe.optimization.batch)

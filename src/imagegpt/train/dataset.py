@@ -19,7 +19,7 @@ from imagegpt.codec.augment import Augmentation
 from imagegpt.codec.fit import PixelSample, cluster_colors
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import Framing
-from imagegpt.data.ids import palette_of
+from imagegpt.data.ids import check_colours, check_tokens, palette_of
 from imagegpt.data.records import Source, read_records
 from imagegpt.data.sources import open_source
 from imagegpt.data.tokens import META, verify
@@ -27,11 +27,14 @@ from imagegpt.errors import InputError
 from imagegpt.files import make_folder
 from imagegpt.painting import Progress
 from imagegpt.tokenization import Tokenization
-from imagegpt.train.batches import Batches
+from imagegpt.train.batches import Batch, Batches
+from imagegpt.train.flat import FlatRecipe
+from imagegpt.train.labels import Labels
 from imagegpt.train.processes import Processes
-from imagegpt.train.recipe import Recipe
+from imagegpt.train.recipe import Data, Recipe
 
 PALETTE = "palette.npy"
+ROWS = 65536  # of ids that are looked at together
 Working = Callable[[str, int, int], None]  # words, done, in all
 
 
@@ -46,6 +49,8 @@ class Dataset:
         train: ids, or pictures where the augmentation needs them.
         validation: ids; `None` where none was given.
         skipped: how many pictures could not be read while ids were made of them; meta.json lists them.
+        labels: what the pictures are labelled with, where that is learnt.
+        more: what is learnt of a batch besides its ids: arrays by the names that the objective knows, or nothing.
     """
 
     codec: PaletteCodec
@@ -54,36 +59,73 @@ class Dataset:
     train: Source
     validation: Source | None
     skipped: int = 0
+    labels: Labels | None = None
+    more: Callable[[Batch], dict[str, np.ndarray]] = lambda batch: {}
 
-    def batches(self, recipe: Recipe, group: Processes, skipped: Callable[[str], None] | None = None) -> Batches:
-        """This process's share of the training batches; `skipped` is told of pictures that can't be read."""
+    def batches(
+        self, recipe: FlatRecipe, group: Processes | None, skipped: Callable[[str], None] | None = None
+    ) -> Batches:
+        """The training batches.
+
+        Args:
+            recipe: their size and seed.
+            group: this process's share of them; `None` for the whole.
+            skipped: told of pictures that can't be read.
+        """
         options = recipe.optimization
         views = self.train, self.codec, self.framing, self.augmentation
-        return Batches(*views, options.batch, options.seed, group.rank, group.count, skipped)
+        place = (0, 1) if group is None else (group.rank, group.count)
+        return Batches(*views, options.batch, options.seed, *place, skipped)
+
+
+def open_sources(data: Data) -> tuple[Source, Source | None]:
+    """The training and the validation pictures as they are named.
+
+    Raises:
+        InputError: no data, or nothing in it that can be read.
+    """
+    if data.train is None:
+        raise InputError("There is nothing to train on: give --train DATA.")
+    train = open_source(data.train, data.label_column, data.limit)
+    return train, open_source(data.validation, data.label_column, data.validation_limit) if data.validation else None
 
 
 def open_dataset(recipe: Recipe, out: Path, group: Processes, working: Working | None = None) -> Dataset:
-    """Open a recipe's data; pictures become ids in `out`/data once, unless each time shows another part of them.
+    """Open the data of a pretraining recipe; see `make_ids`."""
+    sources = open_sources(recipe.data)
+    codec = _palette(recipe, sources[0], out, group, working)
+    return make_ids(sources, recipe, codec, out, group, working)
+
+
+def make_ids(
+    sources: tuple[Source, Source | None],
+    recipe: FlatRecipe,
+    codec: PaletteCodec,
+    out: Path,
+    group: Processes,
+    working: Working | None = None,
+) -> Dataset:
+    """Turn pictures into ids in `out`/data, once, unless each time shows another part of them.
 
     Args:
-        recipe: names the data.
+        sources: for training and for validation.
+        recipe: grid and augmentation.
+        codec: the palette.
         out: folder of the run.
         group: the processes, which share the work.
         working: told of what takes time.
 
     Raises:
-        InputError: no data, nothing in it that can be read, or ids that don't fit the palette or the grid.
+        InputError: ids that don't fit the palette or the grid.
     """
-    data = recipe.data
-    if data.train is None:
-        raise InputError("There is nothing to train on: give --train DATA.")
-    train = open_source(data.train, data.label_column, data.limit)
-    validation = open_source(data.validation, data.label_column, data.validation_limit) if data.validation else None
+    train, validation = sources
     if group.first:
-        warn_of_empty_classes(data.train)
-    codec = _palette(recipe, train, out, group, working)
-    framing = Framing(*recipe.grid, crop=data.crop)
-    augmentation = Augmentation.parse(data.augment)
+        warn_of_empty_classes(train.path)
+    framing = Framing(*recipe.grid, crop=recipe.data.crop)
+    augmentation = Augmentation.parse(recipe.data.augment)
+    for source in sources:
+        if source is not None and source.tokens:
+            check_tokens(source, codec, framing)
     make = _Ids(codec, framing, out / "data", group, working)
     if augmentation.keeps_grid or train.tokens:
         train = make(train, "train")
@@ -116,14 +158,22 @@ class _Ids:
 
     def __call__(self, source: Source, split: str) -> Source:
         if source.tokens:
-            if os.path.isdir(source.path):
-                self.group.once(lambda: verify(source.path))
+            self.group.once(lambda: self._check(source))
             return source
         folder = self.folder / split
         if not self.group.once(lambda: self._is_there(folder, source)):
             self._make(source, folder, split)
         self.skipped += len(json.loads((folder / META).read_text(encoding="utf-8"))["skipped"])
         return open_source(folder)
+
+    def _check(self, source: Source) -> None:
+        """Look at all ids; a validation would stop a run at the first that is no colour, hours later."""
+        if os.path.isdir(source.path):
+            verify(source.path)
+        assert source.ids_NT is not None
+        for start in range(0, len(source), ROWS):
+            rows_BT = source.ids_NT[start : min(start + ROWS, len(source))]
+            check_colours(rows_BT, self.codec, lambda row, start=start: next(source.part(start + row)).name)
 
     def _is_there(self, folder: Path, source: Source) -> bool:
         """Whether the ids were made by an earlier start of this run."""
@@ -152,10 +202,10 @@ class _Ids:
 
 def _palette(recipe: Recipe, train: Source, out: Path, group: Processes, working: Working | None) -> PaletteCodec:
     """The palette that a recipe asks for; one that is fitted is kept in the run's folder."""
-    name = recipe.data.palette
+    name = recipe.shape.palette
     if name == "fit":
         path = out / PALETTE
-        if group.first and not (path.exists() and len(PaletteCodec.load(path)) == recipe.data.colors):
+        if group.first and not (path.exists() and len(PaletteCodec.load(path)) == recipe.shape.colors):
             _fit(recipe, train, working).save(path)
         _wait(path, group)
         return PaletteCodec.load(path)
@@ -178,7 +228,7 @@ def _fit(recipe: Recipe, train: Source, working: Working | None) -> PaletteCodec
         told(number, len(train))
     if not len(sample.pixels):
         raise InputError(f"--palette fit needs pictures, and {train.path} holds none that can be read.")
-    return PaletteCodec(cluster_colors(sample.pixels, recipe.data.colors, recipe.optimization.seed))
+    return PaletteCodec(cluster_colors(sample.pixels, recipe.shape.colors, recipe.optimization.seed))
 
 
 def _telling(working: Working | None, words: str) -> Progress:

@@ -6,6 +6,7 @@ Shape suffixes: B pictures, T ids.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from imagegpt.files import write_whole
 from imagegpt.pipeline import ImageGPT
 from imagegpt.sheet import sample_sheet
 from imagegpt.train.objectives import EVALUATION_MASKS, draw_masks
+from imagegpt.train.processes import Processes
 from imagegpt.train.training import Training
 
 ROWS = 32  # of a forward
@@ -35,7 +37,7 @@ def validate(training: Training, source: Source) -> dict[str, Any]:
         colours, so bits/dim of its ids can't be compared with those of RGB pixels.
     """
     assert source.ids_NT is not None
-    masked = training.recipe.shape.objective == "bert"
+    masked = training.objective.masked
     total = 0.0
     with training.evaluating():
         for copy in range(EVALUATION_MASKS if masked else 1):
@@ -51,19 +53,33 @@ def validate(training: Training, source: Source) -> dict[str, Any]:
 
 
 def _losses(training: Training, ids_NT: np.ndarray, copy: int | None) -> float:
-    """The sum of the pictures' losses. All processes run as many forwards: FSDP needs all at each."""
-    group, total = training.group, 0.0
+    """The sum of the pictures' losses."""
+    total = 0.0
+    for start, rows_BT, counted in shares(ids_NT, training.group):
+        masks = None if copy is None else fixed_masks(rows_BT, copy, start, training.recipe.mask)
+        total += training.loss(rows_BT, masks) * counted
+    return training.group.total(total)[0]
+
+
+def shares(ids_NT: np.ndarray, group: Processes) -> Iterator[tuple[int, np.ndarray, int]]:
+    """This process's rows of some pictures, forward by forward.
+
+    All processes run as many forwards, since FSDP needs all at each; of a process that has none left the first picture
+    is run in vain.
+
+    Yields:
+        Number of the first row, ids (B, T) int64, and how many of the rows count: all or none.
+    """
     for first in range(0, len(ids_NT), ROWS * group.count):
         start = first + ROWS * group.rank
-        rows_BT = ids_NT[start : start + ROWS]
-        counted = len(rows_BT)
-        rows_BT = rows_BT if counted else ids_NT[:1]
-        masks = None
-        if copy is not None:
-            rows, length = rows_BT.shape
-            masks = draw_masks((0, 3, copy, start), rows, length, training.recipe.shape.mask)
-        total += training.loss(rows_BT.astype(np.int64), masks) * counted
-    return group.total(total)[0]
+        rows_BT = ids_NT[start : start + ROWS].astype(np.int64)
+        yield (start, rows_BT, len(rows_BT)) if len(rows_BT) else (start, ids_NT[:1].astype(np.int64), 0)
+
+
+def fixed_masks(rows_BT: np.ndarray, copy: int, start: int, part: float) -> np.ndarray:
+    """Which ids of validation pictures are hidden, the same every time, (B, T) bool."""
+    rows, length = rows_BT.shape
+    return draw_masks((0, 3, copy, start), rows, length, part)
 
 
 def draw_samples(folder: Path, path: Path, count: int, device: str) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 from imagegpt.errors import InputError, MissingExtra
 from imagegpt.files import make_folder, write_text
 from imagegpt.painting import Progress
-from imagegpt.train.batches import Batches
-from imagegpt.train.dataset import Working, open_dataset
+from imagegpt.train.dataset import Dataset, Working
+from imagegpt.train.flat import FlatRecipe
 from imagegpt.train.plot import plot_rates
 from imagegpt.train.processes import processes
-from imagegpt.train.recipe import Optimization, Recipe
-from imagegpt.train.start import new_model
+from imagegpt.train.recipe import Optimization
+from imagegpt.train.task import task_of
 from imagegpt.train.training import Training
 
 SMOOTHING = 0.9  # of the losses' moving average
@@ -51,7 +51,12 @@ class RateTest:
 
 
 def run_finder(
-    recipe: Recipe, out: Path, *, place: tuple[int, int] = (0, 1), updates: int = 100, working: Working | None = None
+    recipe: FlatRecipe,
+    out: Path,
+    *,
+    place: tuple[int, int] = (0, 1),
+    updates: int = 100,
+    working: Working | None = None,
 ) -> dict[str, Any]:
     """Suggest step sizes for a recipe; writes `out`/lr.json and, with matplotlib, `out`/lr.png.
 
@@ -67,17 +72,18 @@ def run_finder(
     """
     with processes(place, recipe.compute.device, recipe.compute.timeout) as group:
         make_folder(out)
-        data = open_dataset(recipe, out, group, working if group.first else None)
-        options = recipe.optimization
-        batches = data.batches(recipe, group)
-        model = new_model(recipe.shape, data.codec, recipe.grid, options.seed, group.device)
+        task = group.once(lambda: task_of(recipe))
+        data = task.open(out, group, working if group.first else None)
+        network = task.network(data, group)
+        training = Training(network.model, task.recipe, group, network.objective, network.rate)
+        task.begin(training, data, working if group.first else None)
 
         def tell(done: int, total: int) -> None:
             if working is not None and group.first:
                 working("updates at rising step sizes", done, total)
 
-        test = find_rate(Training(model, recipe, group), batches, updates, tell)
-        found = test.as_dict(options)
+        test = find_rate(training, data, updates, tell)
+        found = test.as_dict(recipe.optimization)
         if group.first:
             write_text(out / "lr.json", json.dumps(found, indent=1) + "\n")
             with suppress(MissingExtra):
@@ -85,7 +91,7 @@ def run_finder(
         return found
 
 
-def find_rate(training: Training, batches: Batches, updates: int = 100, progress: Progress | None = None) -> RateTest:
+def find_rate(training: Training, data: Dataset, updates: int = 100, progress: Progress | None = None) -> RateTest:
     """Train with step sizes that rise evenly in their logarithm until the loss diverges.
 
     All step sizes of the recipe rise together, from 1/10,000 of theirs to a hundred times. The network is of no use
@@ -93,7 +99,7 @@ def find_rate(training: Training, batches: Batches, updates: int = 100, progress
 
     Args:
         training: a new network.
-        batches: training pictures.
+        data: training pictures.
         updates: of the whole range.
         progress: called with (updates done, updates in all).
 
@@ -103,10 +109,10 @@ def find_rate(training: Training, batches: Batches, updates: int = 100, progress
     factors: list[float] = []
     losses: list[float] = []
     mean, best = 0.0, math.inf
-    with closing(batches.stream(0)) as stream:
+    with closing(data.batches(training.recipe, training.group).stream(0)) as stream:
         for update, batch in zip(range(updates), stream, strict=False):
             factor = LOWEST * (HIGHEST / LOWEST) ** (update / max(1, updates - 1))
-            gradient = training.gradient(batch.ids_BT, update)
+            gradient = training.gradient(batch.ids_BT, update, data.more(batch))
             mean = SMOOTHING * mean + (1 - SMOOTHING) * gradient.loss
             smooth = mean / (1 - SMOOTHING ** (update + 1))
             if not math.isfinite(smooth + gradient.norm) or smooth > best + DIVERGED:

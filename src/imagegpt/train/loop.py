@@ -20,16 +20,18 @@ from imagegpt import __version__
 from imagegpt.errors import InputError, Interrupted
 from imagegpt.files import make_folder, write_text
 from imagegpt.train.batches import Batch
-from imagegpt.train.checkpoints import EMA, Checkpoints
+from imagegpt.train.checkpoints import EMA, Checkpoints, read_checkpoint
 from imagegpt.train.clock import Clock
-from imagegpt.train.dataset import Dataset, Working, open_dataset
-from imagegpt.train.evaluation import draw_samples, validate
+from imagegpt.train.dataset import Dataset, Working
+from imagegpt.train.evaluation import draw_samples
+from imagegpt.train.finetune_recipe import FinetuneRecipe
+from imagegpt.train.flat import FlatRecipe
 from imagegpt.train.guard import Guard
 from imagegpt.train.journal import Journal
 from imagegpt.train.optimizers import Schedule, schedule_of
 from imagegpt.train.processes import Processes, processes
-from imagegpt.train.recipe import Recipe, read_recipe
-from imagegpt.train.start import new_model
+from imagegpt.train.recipe import Recipe
+from imagegpt.train.task import Task, task_of
 from imagegpt.train.training import Gradient, Training, check_precision, rows_per_forward
 
 RECIPE, CHECKPOINTS, MODEL, SAMPLES, SKIPPED = "recipe.yaml", "checkpoints", "model", "samples", "skipped.txt"
@@ -41,7 +43,7 @@ Evaluator = Callable[[Path], dict[str, float]]
 
 
 def train(
-    recipe: Recipe,
+    recipe: FlatRecipe,
     out: Path,
     *,
     place: tuple[int, int] = (0, 1),
@@ -59,12 +61,12 @@ def train(
         out: the folder.
         place: rank and number of processes; with several, torchrun has set the environment.
         evaluators: what else is asked of the network every `probe_every` updates: name -> numbers of a model folder.
-        tell: called with what happens: "start", "step", "validation", "checkpoint", "samples", "rollback", "skipped",
-            and a record.
+        tell: called with what happens: "start", "note", "step", "validation", "checkpoint", "samples", "rollback",
+            "skipped", "patience", and a record.
         working: told of what takes time before the first update.
 
     Returns:
-        Steps, nats/token, where the model is, and the best validation so far.
+        Steps, where the model is, which step's it is, and the best validation so far.
 
     Raises:
         InputError: the recipe or the data can't be used, the folder holds another run, the loss is not finite, a
@@ -73,11 +75,16 @@ def train(
     """
     with processes(place, recipe.compute.device, recipe.compute.timeout) as group:
         group_tell: Tell = tell if tell is not None and group.first else lambda *_: None
+        task = group.once(lambda: task_of(recipe))
+        recipe = task.recipe
         make_folder(out)
         group.once(lambda: _check_same_run(recipe, out))  # before ids are made anew in the other run's folder
         _check(recipe, group)
-        dataset = open_dataset(recipe, out, group, working if group.first else None)
-        run = Run(recipe, out, group, dataset, dict(evaluators or {}), group_tell)
+        telling = working if group.first else None
+        dataset = task.open(out, group, telling)
+        run = Run(task, out, group, dataset, dict(evaluators or {}), group_tell)
+        if not run.step:
+            task.begin(run.training, dataset, telling)
         with stopping() as stop, _told(out):
             return run.go(stop)
 
@@ -86,7 +93,7 @@ class Run:
     """A run at its place: what has been learnt so far, and how far it is.
 
     Args:
-        recipe: everything that decides it.
+        task: what it is for, and its recipe.
         out: its folder.
         group: the processes.
         dataset: the pictures.
@@ -96,28 +103,31 @@ class Run:
 
     def __init__(
         self,
-        recipe: Recipe,
+        task: Task,
         out: Path,
         group: Processes,
         dataset: Dataset,
         evaluators: dict[str, Evaluator],
         tell: Tell,
     ) -> None:
-        self.recipe, self.out, self.group, self.dataset = recipe, out, group, dataset
+        recipe = task.recipe
+        self.task, self.recipe, self.out, self.group, self.dataset = task, recipe, out, group, dataset
         self._evaluators, self._tell = evaluators, tell
         options = recipe.optimization
         listed = out / SKIPPED
         self._skipped = set(listed.read_text(encoding="utf-8").splitlines()) if listed.exists() else set[str]()
         self.batches = dataset.batches(recipe, group, self._skip)
         self.schedule: Schedule = schedule_of(options, self.batches.per_epoch)
-        model = new_model(recipe.shape, dataset.codec, recipe.grid, options.seed, group.device)
-        self.training = Training(model, recipe, group)
-        self.checkpoints = Checkpoints(out / CHECKPOINTS, group, dataset.codec, dataset.framing, keep=recipe.watch.keep)
+        self.network = task.network(dataset, group)
+        self.training = Training(self.network.model, recipe, group, self.network.objective, self.network.rate)
+        self.metric = task.metric(dataset)
+        self.checkpoints = Checkpoints(out / CHECKPOINTS, group, dataset, self.network, keep=recipe.watch.keep)
         self.guard = Guard(recipe.watch.spike)
         self.step = self.position = self.rollbacks = 0
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
-        self._clock = Clock(recipe, model.config.spec, group)
+        self.waited = 0  # validations since the best one
+        self._clock = Clock(recipe, self.training.config.spec, group)
         self._journal = self._begin()
 
     def _begin(self) -> Journal | None:
@@ -127,7 +137,7 @@ class Run:
         if not self.group.first:
             return None
         journal = Journal(self.out, self.recipe.watch.tracker, self.recipe.flat(), self.step)
-        journal.rewind(self.step)
+        journal.rewind(self.step or -1)  # from the start on it is told anew how the network began
         return journal
 
     def _prepare(self) -> None:
@@ -143,7 +153,7 @@ class Run:
         training = self.training
         self.checkpoints.load(step, training.parameters, training.optimizers, training.ema)
         self.step, self.position, self.seconds = step, progress["position"], progress["seconds"]
-        self.best, self.rollbacks = progress["best"], progress["rollbacks"]
+        self.best, self.rollbacks, self.waited = progress["best"], progress["rollbacks"], progress.get("waited", 0)
         training.scale.restore(progress["scale"])
         self.guard.restore(progress["losses"])
 
@@ -154,19 +164,31 @@ class Run:
             See `train`.
         """
         self._tell("start", self._facts())
-        while self.step < self.schedule.steps:
+        for sentence in self.network.notes if not self.step else ():
+            self._record("note", {"sentence": sentence})
+        while not self.done:
             with closing(self.batches.stream(self.position)) as stream:
                 if not self._follow(stream, stop):
                     continue  # rolled back: the data goes on elsewhere
-            if self.step < self.schedule.steps:
+            if not self.done:
                 raise Interrupted(f"Interrupted at update {self.step}; the same command goes on from there.")
         return self._finish()
+
+    @property
+    def done(self) -> bool:
+        """Whether all updates are made, or validations have stopped getting better."""
+        return self.step >= self.schedule.steps or self.waited_enough
+
+    @property
+    def waited_enough(self) -> bool:
+        """Whether validations have stopped getting better."""
+        return 0 < self.recipe.watch.patience <= self.waited
 
     def _follow(self, stream: Iterator[Batch], stop: threading.Event) -> bool:
         """Update after update; False where the run was rolled back."""
         self._clock.start()
         for batch in stream:
-            gradient = self.training.gradient(batch.ids_BT, self.position)
+            gradient = self.training.gradient(batch.ids_BT, self.position, self.dataset.more(batch))
             trouble = None if gradient.overflowed else self.guard.trouble(gradient.loss, gradient.norm)
             if trouble:
                 self._roll_back(trouble)
@@ -178,23 +200,24 @@ class Run:
             self._log(gradient, factor)
             stopped = self.group.any(stop.is_set())
             self._look(stopped)
-            if stopped or self.step >= self.schedule.steps:
+            if stopped or self.done:
                 return True
         raise AssertionError("the stream of batches has no end")
 
     def _look(self, stopped: bool) -> None:
         """All that happens every so many updates besides updating."""
         watch, last = self.recipe.watch, self.step == self.schedule.steps
+        validate_every = self.batches.per_epoch if watch.validate_every is None else watch.validate_every
 
         def due(every: int) -> bool:
             return bool(every) and (self.step % every == 0)
 
         improved = False
-        if self.dataset.validation is not None and (due(watch.validate_every) or (last and watch.validate_every)):
+        if self.dataset.validation is not None and (due(validate_every) or (last and validate_every)):
             improved = self._validate()
-        if due(watch.save_every) or improved or last or stopped:
+        if due(watch.save_every) or improved or stopped or self.done:
             self.save()
-        if due(watch.sample_every) and self.recipe.shape.objective == "ar":
+        if due(watch.sample_every) and not self.training.objective.masked:
             self._on_export(lambda folder: self._draw(folder))
         if due(watch.probe_every) and self._evaluators:
             self._on_export(lambda folder: self._evaluate(folder))
@@ -202,12 +225,15 @@ class Run:
 
     def _validate(self) -> bool:
         """Validate; whether it is the best so far."""
-        assert self.dataset.validation is not None
-        record = validate(self.training, self.dataset.validation)
+        record = self.task.validate(self.training, self.dataset)
         self._record("validation", record)
-        if self.best is not None and record["nats_per_token"] >= self.best["nats_per_token"]:
+        name, value = self.metric.name, record[self.metric.name]
+        if self.best is not None and not self.metric.is_better(value, self.best[name]):
+            self.waited += 1
+            if self.waited_enough:
+                self._record("patience", {"best": self.best["step"], "waited": self.waited})
             return False
-        self.best = {"step": self.step, "nats_per_token": record["nats_per_token"]}
+        self.best, self.waited = {"step": self.step, name: value}, 0
         return True
 
     def save(self) -> None:
@@ -219,6 +245,7 @@ class Run:
             "epoch": self.position / self.batches.per_epoch,
             "seconds": self.seconds,
             "best": self.best,
+            "waited": self.waited,
             "rollbacks": self.rollbacks,
             "scale": self.training.scale.state(),
             "losses": self.guard.state(),
@@ -228,9 +255,7 @@ class Run:
         }
         training = self.training
         best = None if self.best is None else self.best["step"]
-        path = self.checkpoints.save(
-            training.config, training.parameters, training.optimizers, training.ema, progress, best
-        )
+        path = self.checkpoints.save(training.parameters, training.optimizers, training.ema, progress, best)
         self._tell("checkpoint", {"step": self.step, "path": str(path)})
 
     def _roll_back(self, trouble: str) -> None:
@@ -255,7 +280,7 @@ class Run:
         if self.group.first:
             shutil.rmtree(folder, ignore_errors=True)
             make_folder(folder)
-            self.checkpoints.write_model(folder, self.training.config, weights)
+            self.checkpoints.write_model(folder, weights)
             try:
                 use(folder)
             finally:
@@ -278,6 +303,7 @@ class Run:
         record = {
             "epoch": round(self.position / self.batches.per_epoch, 4),
             "loss": gradient.loss,
+            **gradient.told,
             "grad_norm": gradient.norm,
             "lr": factor * self.recipe.optimization.lr,
             "seconds": round(self.seconds, 3),
@@ -302,10 +328,12 @@ class Run:
             self._tell("skipped", {"step": self.step, "sentence": sentence, "count": len(self._skipped)})
 
     def _facts(self) -> dict[str, Any]:
+        weights = self.training.parameters.values()
         return {
             "step": self.step,
             "steps": self.schedule.steps,
-            "parameters": self.training.config.spec.num_parameters,
+            "parameters": sum(weight.numel() for weight in weights),
+            "trained": sum(weight.numel() for weight in weights if weight.requires_grad),
             "pictures": len(self.dataset.train),
             "skipped": self.dataset.skipped + len(self._skipped),
             "processes": self.group.count,
@@ -319,10 +347,15 @@ class Run:
 
     def _finish(self) -> dict[str, Any]:
         """Put the finished model beside the checkpoints."""
-        source = self.checkpoints.path(self.step)
+        best = self.recipe.watch.publish == "best" and self.best is not None
+        step = self.best["step"] if best and self.best is not None else self.step
+        source = self.checkpoints.path(step)
+        if step != self.step:  # hours ago
+            self.group.once(lambda: read_checkpoint(source))
         if self.training.ema is not None:
             source /= EMA
-        summary = {**self._facts(), "seconds": round(self.seconds, 1), "best": self.best}
+        facts = {"seconds": round(self.seconds, 1), "best": self.best, "published": step}
+        summary = {**self._facts(), **facts, "notes": list(self.network.notes)}
         if self.group.first:
             made = {**summary, "recipe": self.recipe.flat()}
             self._publish(source, json.dumps(made, indent=2) + "\n")
@@ -350,7 +383,7 @@ def _told(out: Path) -> Iterator[None]:
         raise InputError(f"The run in {out} stops: {what} can't be used ({error.strerror or error}).") from None
 
 
-def _check(recipe: Recipe, group: Processes) -> None:
+def _check(recipe: FlatRecipe, group: Processes) -> None:
     """Say what can't be before ids are made of all pictures, which takes time."""
     options = recipe.optimization
     rows_per_forward(options.batch, group.count, options.accumulate)
@@ -358,16 +391,19 @@ def _check(recipe: Recipe, group: Processes) -> None:
     schedule_of(options, per_epoch=1)
 
 
-def _check_same_run(recipe: Recipe, out: Path) -> None:
+def _check_same_run(recipe: FlatRecipe, out: Path) -> None:
     """Refuse a folder with the checkpoints of another run."""
     if not (out / RECIPE).exists() or not any((out / CHECKPOINTS).glob("step-*")):
         return
-    there, ours = read_recipe(out / RECIPE), recipe.flat()
-    fixed = [name for part in (recipe.shape, recipe.data, recipe.optimization) for name in vars(part)]
-    for name in fixed:
-        if name not in FREE and there.get(name) != ours[name]:
+    other = FinetuneRecipe if isinstance(recipe, Recipe) else Recipe
+    if other.can_read(out / RECIPE) and not recipe.can_read(out / RECIPE):
+        raise InputError(f"{out} holds a run of `imagegpt {other.verb}`: choose another --out.")
+    there = recipe.read(out / RECIPE)
+    ours, free = recipe.flat(), {*FREE, *vars(recipe.compute), *vars(recipe.watch)}
+    for name, value in ours.items():
+        if name not in free and there.get(name) != value:
             raise InputError(
-                f"{out} holds a run with {name} {there.get(name)}, not {ours[name]}: give the same to go on with it, "
+                f"{out} holds a run with {name} {there.get(name)}, not {value}: give the same to go on with it, "
                 "or choose another --out."
             )
 

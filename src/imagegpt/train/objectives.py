@@ -5,6 +5,7 @@ Shape suffixes: B batch, T tokens, D width, K colours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,10 +22,26 @@ EVALUATION_MASKS = 5  # of BERT's validation (Chen et al. 2020, section 3.3)
 
 
 class Objective(Protocol):
-    """A loss of a batch: what the loop calls."""
+    """A loss of a batch, a torch module: what the loop calls.
 
-    def __call__(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
-        """The mean over the pictures of the mean over their ids that count: a float32 scalar in nats."""
+    Attributes:
+        model: the network.
+        masked: whether it hides ids, so that it wants to be told which.
+    """
+
+    model: Any
+    masked: bool
+
+    def __call__(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None, **more: Any) -> Any:
+        """The mean over the pictures of the mean over their ids that count: a float32 scalar in nats.
+
+        An objective of several losses gives one number for each, whose sum counts; `more` are its own inputs, one row
+        for each picture.
+        """
+        ...
+
+    def describe(self, losses: Sequence[float]) -> dict[str, float]:
+        """What a log says of an update's losses besides their sum."""
         ...
 
 
@@ -35,9 +52,15 @@ class Autoregressive(nn.Module):
         model: the network.
     """
 
+    masked = False
+
     def __init__(self, model: ImageGPTForCausalImageModeling) -> None:
         super().__init__()
         self.model = model
+
+    def describe(self, losses: Sequence[float]) -> dict[str, float]:
+        """Nothing: there is one loss."""
+        return {}
 
     def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
         """nats/token of ids (B, T) int64; there is no mask."""
@@ -56,11 +79,17 @@ class Masked(nn.Module):
         model: the network; its configuration says `is_causal = False`.
     """
 
+    masked = True
+
     def __init__(self, model: ImageGPTForCausalImageModeling) -> None:
         super().__init__()
         if getattr(model.config, "is_causal", True):
             raise InputError("The masked objective needs a bidirectional model: config.is_causal = False.")
         self.model = model
+
+    def describe(self, losses: Sequence[float]) -> dict[str, float]:
+        """Nothing: there is one loss."""
+        return {}
 
     def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
         """nats per masked id; `mask_BT` (B, T) bool is True where an id is hidden."""

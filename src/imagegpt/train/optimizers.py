@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +68,12 @@ def schedule_of(recipe: Optimization, per_epoch: int) -> Schedule:
 
 
 def optimizers_of(
-    parameters: Mapping[str, torch.nn.Parameter], recipe: Optimization, dtype: torch.dtype
+    parameters: Mapping[str, torch.nn.Parameter],
+    recipe: Optimization,
+    dtype: torch.dtype,
+    rate: Callable[[str], float] = lambda name: 1.0,
 ) -> list[torch.optim.Optimizer]:
-    """Adam for all, or Muon for the blocks' matrices and Adam for the rest.
+    """Adam for all, or Muon for the blocks' matrices and Adam for the rest; weights that are frozen have none.
 
     Each group keeps its highest step size as `peak`, of which `set_rates` takes a part.
 
@@ -78,35 +81,55 @@ def optimizers_of(
         parameters: by their names in a checkpoint.
         recipe: kind, step sizes, weight decay.
         dtype: of Muon's iteration.
+        rate: factor of the step size, by name.
     """
-    named = [(name, weight) for name, weight in parameters.items() if weight.requires_grad]
-    matrices = [(name, weight) for name, weight in named if ".h." in name and weight.ndim == 2]
+    named = {name: weight for name, weight in parameters.items() if weight.requires_grad}
+    matrices = {name for name, weight in named.items() if _is_for_muon(name, weight)}
+    if recipe.optimizer != "muon":
+        matrices = set()
     found: list[torch.optim.Optimizer] = []
-    if recipe.optimizer == "muon":
-        joined = [weight for name, weight in matrices if "c_attn" in name]
-        single = [weight for name, weight in matrices if "c_attn" not in name]
-        groups = [{"params": joined, "parts": 3}, {"params": single}]
+    groups = [
+        {"params": weights, "lr": recipe.muon_lr * factor, **({"parts": 3} if joined else {})}
+        for (factor, joined), weights in _grouped(named, matrices, lambda name: (rate(name), "c_attn" in name))
+    ]
+    if groups:
         found.append(Muon(groups, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, dtype=dtype))
-        taken = {name for name, _ in matrices}
-        named = [(name, weight) for name, weight in named if name not in taken]
-    flat = [weight for _, weight in named if weight.ndim < 2]
-    deep = [weight for _, weight in named if weight.ndim >= 2]
-    groups = [{"params": deep}, {"params": flat, "weight_decay": 0.0}]
-    betas, fused = (recipe.beta1, recipe.beta2), _can_fuse(named)
-    found.append(
-        torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=recipe.lr,
-            betas=betas,
-            eps=recipe.eps,
-            weight_decay=recipe.weight_decay,
-            fused=fused,
+    rest = [name for name in named if name not in matrices]
+    groups = [
+        {"params": weights, "lr": recipe.lr * factor, **({"weight_decay": 0.0} if flat else {})}
+        for (factor, flat), weights in _grouped(named, rest, lambda name: (rate(name), named[name].ndim < 2))
+    ]
+    if groups:
+        found.append(
+            torch.optim.AdamW(
+                groups,
+                lr=recipe.lr,
+                betas=(recipe.beta1, recipe.beta2),
+                eps=recipe.eps,
+                weight_decay=recipe.weight_decay,
+                fused=_can_fuse(named.values()),
+            )
         )
-    )
     for optimizer in found:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return found
+
+
+def _is_for_muon(name: str, weight: torch.Tensor) -> bool:
+    """Whether it is a matrix between states; an adapter's two factors are none."""
+    return ".h." in name and weight.ndim == 2 and "lora_" not in name
+
+
+def _grouped(
+    named: Mapping[str, Any], names: Iterable[str], key: Callable[[str], tuple[float, bool]]
+) -> list[tuple[tuple[float, bool], list[Any]]]:
+    """Weights by what their names have in common, each group in the order of `named`."""
+    chosen, groups = set(names), {}
+    for name, weight in named.items():
+        if name in chosen:
+            groups.setdefault(key(name), []).append(weight)
+    return list(groups.items())
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
@@ -116,6 +139,6 @@ def set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
             group["lr"] = group["peak"] * factor
 
 
-def _can_fuse(named: list[tuple[str, Any]]) -> bool:
+def _can_fuse(weights: Iterable[Any]) -> bool:
     """Whether torch has its one-kernel Adam for where the weights are."""
-    return all(weight.device.type in ("cpu", "cuda", "mps") for _, weight in named)
+    return all(weight.device.type in ("cpu", "cuda", "mps") for weight in weights)

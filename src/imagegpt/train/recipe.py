@@ -1,28 +1,18 @@
-"""A recipe: everything that decides a training run, as one flat list of names in YAML and on the command line.
+"""The recipe of a training run: everything that decides it.
 
 In Python the names are grouped: `recipe.optimization.lr` is `lr` in a file and `--lr` on the command line.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal
 
-import yaml
 from cyclopts import Parameter
 
 from imagegpt.arguments import Whole
-from imagegpt.codec.augment import Augmentation
-from imagegpt.errors import InputError, reason
-from imagegpt.sequence import parse_grid
+from imagegpt.train.flat import FlatRecipe
 
-SHIPPED = Path(__file__).parents[1] / "recipes"
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
@@ -40,6 +30,9 @@ class Shape:
         start: paper draws the first weights as the paper does, hf as Hugging Face does; informed begins with
             embeddings that know the grid and the colours, and with heads that look at neighbours.
         init: a checkpoint or model folder whose weights are the start.
+        palette: an .npy file, a model's folder or name; fit makes one of --colors from the training pictures;
+            default: the tokenised data's own, or nano's.
+        colors: of a palette that is fitted.
     """
 
     size: str = "small"
@@ -51,6 +44,8 @@ class Shape:
     mask: float = 0.15
     start: Literal["paper", "hf", "informed"] = "paper"
     init: str | None = None
+    palette: str | None = None
+    colors: Whole = 512
 
 
 @Parameter(name="*", group="Data")
@@ -61,22 +56,17 @@ class Data:
     Args:
         train: DATA: pictures, or ids that `imagegpt tokenize` made.
         validation: DATA that is not trained on.
-        palette: an .npy file, a model's folder or name; fit makes one of --colors from the training pictures;
-            default: the tokenised data's own, or nano's.
-        colors: of a palette that is fitted.
-        grid: height x width of ids.
+        grid: height x width of ids; default: 32x32, or that of a model that is fine-tuned.
         crop: how a picture that is not augmented comes onto the grid: center or none.
         augment: none, cifar (reflected padding, mirroring), imagenet (the paper's crop), or some of crop,pad,flip.
         limit: the first so many training pictures only.
         validation_limit: the first so many validation pictures only.
-        label_column: where a table keeps the labels, which the online probe reads.
+        label_column: where a table keeps the labels.
     """
 
     train: str | None = None
     validation: str | None = None
-    palette: str | None = None
-    colors: Whole = 512
-    grid: str = "32x32"
+    grid: str | None = None
     crop: Literal["center", "none"] = "center"
     augment: str = "none"
     limit: Whole | None = None
@@ -156,7 +146,9 @@ class Watch:
 
     Args:
         log_every: a line in log.jsonl.
-        validate_every: nats/token of the validation pictures.
+        validate_every: what the network is worth on the validation pictures; default: once an epoch.
+        patience: end the run after so many validations in a row that were not better than the best; 0 never does.
+        publish: which checkpoint becomes the model: the last, or the best by validation.
         save_every: a checkpoint; one is also saved at the end and when the run is interrupted.
         sample_every: a sheet of samples.
         probe_every: a linear probe on labelled pictures: the features' accuracy so far.
@@ -171,7 +163,9 @@ class Watch:
     """
 
     log_every: Whole = 10
-    validate_every: Whole = 1000
+    validate_every: Whole | None = 1000
+    patience: Whole = 0
+    publish: Literal["last", "best"] = "last"
     save_every: Whole = 1000
     sample_every: Whole = 0
     probe_every: Whole = 0
@@ -186,8 +180,8 @@ class Watch:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class Recipe:
-    """All of it.
+class Recipe(FlatRecipe):
+    """Of pretraining.
 
     Args:
         shape: the network and its start.
@@ -205,146 +199,20 @@ class Recipe:
         (5, 2)
     """
 
+    verb = "train"
+
     shape: Shape = field(default_factory=Shape)
     data: Data = field(default_factory=Data)
     optimization: Optimization = field(default_factory=Optimization)
     compute: Compute = field(default_factory=Compute)
     watch: Watch = field(default_factory=Watch)
 
-    def __post_init__(self) -> None:
-        _check(self)
-
-    @classmethod
-    def load(cls, name: str | Path | None = None, **overrides: Any) -> Recipe:
-        """A recipe from a YAML file or by the name of a shipped one, with other values for some names.
-
-        Steps that are given replace the file's epochs, and epochs its steps.
-        """
-        given = [key for key, value in overrides.items() if value is not None]
-        values = {} if name is None else read_recipe(name, given)
-        return cls.from_flat({**values, **overrides}, str(name or "the call"))
-
-    @classmethod
-    def from_flat(cls, values: Mapping[str, Any], source: str) -> Recipe:
-        """A recipe from its flat names.
-
-        Args:
-            values: name -> value.
-            source: where they come from, in messages.
-
-        Raises:
-            InputError: an unknown name, with the nearest known one, or a value of a wrong type.
-        """
-        owners = _owners()
-        given: dict[str, dict[str, Any]] = {}
-        for name, value in values.items():
-            if name not in owners:
-                near = difflib.get_close_matches(str(name), owners, 1, cutoff=0.5)
-                hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(owners)}."
-                raise InputError(f"{source}: a recipe has no {name!r}.{hint}")
-            part, kind = owners[name]
-            given.setdefault(part, {})[name] = _as(kind, value, f"{source}: {name}")
-        kinds = typing.get_type_hints(cls)
-        return cls(**{part: kinds[part](**fields) for part, fields in given.items()})
-
-    def flat(self) -> dict[str, Any]:
-        """All names and values, as `from_flat` and a YAML file take them."""
-        parts = dataclasses.asdict(self)
-        return {name: value for part in parts.values() for name, value in part.items()}
+    @property
+    def dropout(self) -> float:
+        """Of the network."""
+        return self.shape.dropout
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(height, width) of ids."""
-        return parse_grid(self.data.grid)
-
-
-def read_recipe(name: str | Path, replaced: Collection[str] = ()) -> dict[str, Any]:
-    """The flat names of a YAML file, or of a recipe that comes with the package.
-
-    Args:
-        name: of the file or the recipe.
-        replaced: names that are given otherwise: steps replace the file's epochs, and epochs its steps.
-
-    Raises:
-        InputError: there is none, or it is no YAML with names and values; the message names the file.
-    """
-    path = Path(name)
-    if not path.is_file():
-        known = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
-        if str(name) not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"Did you mean {near[0]}?" if near else f"Give a YAML file, or one of {', '.join(known)}."
-            raise InputError(f"There is no recipe {str(name)!r}. {hint}")
-        path = SHIPPED / f"{name}.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        place = getattr(error, "problem_mark", None)
-        where = f"line {place.line + 1}: {getattr(error, 'problem', '')}" if place else reason(error)
-        raise InputError(f"{path} can't be read as a recipe: {where}.") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds no recipe: it must be lines of 'name: value'.")
-    try:
-        Recipe.from_flat(values, str(path))
-    except InputError as error:
-        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    gone = {other for given, other in (("steps", "epochs"), ("epochs", "steps")) if given in replaced}
-    return {key: value for key, value in values.items() if key not in gone}
-
-
-def _owners() -> dict[str, tuple[str, Any]]:
-    """Flat name -> the part that has it, and its type."""
-    parts = typing.get_type_hints(Recipe)
-    return {name: (part, kind) for part in parts for name, kind in typing.get_type_hints(parts[part]).items()}
-
-
-def _as(kind: Any, value: Any, what: str) -> Any:
-    """The value in its type; YAML reads 3e-3 as a text, and whole numbers are floats too."""
-    if get_origin(kind) in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        [kind] = [one for one in get_args(kind) if one is not type(None)]
-    if get_origin(kind) is Literal:
-        if value in get_args(kind):
-            return value
-        raise InputError(f"{what} must be one of {', '.join(map(str, get_args(kind)))}, not {value!r}.")
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
-    try:
-        if kind is float and not isinstance(value, bool):
-            return float(value)
-        if kind is str and isinstance(value, (str, Path)):
-            return str(value)
-        if type(value) is kind:
-            return value
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise InputError(f"{what} must be {words}, not {value!r}.")
-
-
-BELOW_1 = 1 - 1e-12
-# Name -> lowest and highest value. A `None` is left alone.
-LIMITS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        ("batch", "accumulate", "steps", "colors", "limit", "validation_limit", "samples", "keep"), (1, 1e18)
-    ),
-    **dict.fromkeys(("width", "layers", "heads", "probe_pictures"), (1, 1e9)),
-    **dict.fromkeys(("log_every", "validate_every", "save_every", "sample_every", "probe_every"), (0, 1e18)),
-    **dict.fromkeys(("beta1", "beta2", "dropout", "ema"), (0, BELOW_1)),
-    **dict.fromkeys(("lr", "muon_lr", "eps", "epochs", "timeout"), (1e-30, 1e18)),
-    **dict.fromkeys(("clip", "weight_decay", "warmup", "spike", "seed", "probe_layer"), (0, 1e18)),
-    "decay": (0, 1),
-    "mask": (1e-6, 1),
-}
-
-
-def _check(recipe: Recipe) -> None:
-    values = recipe.flat()
-    for name, (low, high) in LIMITS.items():
-        if values[name] is not None and not low <= values[name] <= high:
-            told = f"at least {low:g}" if high >= 1e9 and values[name] < low else f"from {low:g} to {high:g}"
-            told = f"at least {low:g} and below 1" if high == BELOW_1 else told
-            raise InputError(f"{name} must be {told}, not {values[name]}.")
-    Augmentation.parse(recipe.data.augment)
-    parse_grid(recipe.data.grid)
-    if recipe.optimization.steps is not None and recipe.optimization.epochs is not None:
-        raise InputError("Give steps or epochs, not both.")
+    def mask(self) -> float:
+        """Part of the ids that a bidirectional network does not see."""
+        return self.shape.mask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
@@ -68,14 +69,31 @@ def new_model(
         model = ImageGPTForCausalImageModeling(config)
     if shape.init is not None:
         load_weights(model, shape.init)
-    elif shape.start == "informed":
-        _check_informed(config, grid)
+    else:
+        begin_anew(model, shape.start, codec, grid, seed, device)
+    return model
+
+
+def begin_anew(
+    model: Any, start: str, codec: PaletteCodec, grid: tuple[int, int], seed: int, device: torch.device | str
+) -> None:
+    """Give a network new weights.
+
+    Args:
+        model: changed in place.
+        start: "paper", "hf" or "informed".
+        codec, grid, seed, device: see `new_model`.
+
+    Raises:
+        InputError: an informed start where it is not possible.
+    """
+    if start == "informed":
+        _check_informed(model.config, grid)
         torch.nn.Module.to(model, "cpu")  # transformers types its own `to` as a method without self
         informed_start(model, torch.from_numpy(codec.clusters), seed)
         torch.nn.Module.to(model, device)
     else:
-        draw_weights(model, paper_deviations if shape.start == "paper" else hf_deviations, seed)
-    return model
+        draw_weights(model, paper_deviations if start == "paper" else hf_deviations, seed)
 
 
 def paper_deviations(config: ImageGPTConfig) -> dict[str, float]:

@@ -5,9 +5,9 @@ Shape suffixes: B this process's pictures, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from imagegpt.errors import InputError
-from imagegpt.model.heads import ImageGPTForCausalImageModeling
+from imagegpt.train.flat import FlatRecipe
 from imagegpt.train.guard import LossScale
-from imagegpt.train.objectives import draw_masks, objective_of
+from imagegpt.train.network import alike
+from imagegpt.train.objectives import Objective, draw_masks, objective_of
 from imagegpt.train.optimizers import optimizers_of, set_rates
 from imagegpt.train.processes import Processes
-from imagegpt.train.recipe import Recipe
 from imagegpt.train.strategy import HALF, gather_again, spread, syncing
 
 foreach: Any = torch  # whose functions over lists of tensors have no types
@@ -35,11 +35,13 @@ class Gradient:
         loss: mean nats per id.
         norm: of the whole gradient, before it is cut.
         overflowed: whether float16's range was left, so that the update is skipped.
+        told: what else the objective says of the losses.
     """
 
     loss: float
     norm: float
     overflowed: bool = False
+    told: Mapping[str, float] = field(default_factory=dict)
 
 
 class Training:
@@ -47,14 +49,23 @@ class Training:
 
     Args:
         model: the network; it is moved to the process's device and spread over the processes in place.
-        recipe: objective, optimisation, machine.
+        recipe: optimisation, machine.
         group: the processes.
+        objective: of this network; default: the generative one that its configuration means.
+        rate: factor of the step size, by a parameter's name.
 
     Raises:
         InputError: a batch that does not divide among processes and forwards, or a precision that can't be had.
     """
 
-    def __init__(self, model: ImageGPTForCausalImageModeling, recipe: Recipe, group: Processes) -> None:
+    def __init__(
+        self,
+        model: Any,
+        recipe: FlatRecipe,
+        group: Processes,
+        objective: Objective | None = None,
+        rate: Callable[[str], float] = alike,
+    ) -> None:
         self.recipe, self.group, self.device = recipe, group, group.device
         self.rows = rows_per_forward(recipe.optimization.batch, group.count, recipe.optimization.accumulate)
         check_precision(recipe.compute.precision, self.device)
@@ -65,41 +76,44 @@ class Training:
         self.config: Any = model.config
         torch.nn.Module.to(model, self.device)  # transformers types its own `to` as a method without self
         model.train()
-        self.objective = objective_of(model)
+        self.objective: Any = objective or objective_of(model)
         self._ready = spread(self.objective, recipe.compute, group)
         # Taken now: between a forward and its backward FSDP puts others in their places.
         self.parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
         half = torch.bfloat16 if self._autocast else torch.float32
-        self.optimizers = optimizers_of(self.parameters, recipe.optimization, half)
+        self.optimizers = optimizers_of(self.parameters, recipe.optimization, half, rate)
         self.scale = LossScale(recipe.compute.precision == "fp16")
         self.ema: dict[str, torch.Tensor] | None = None
         if recipe.optimization.ema:
             self.ema = {name: weight.detach().clone() for name, weight in self.parameters.items()}
 
-    def gradient(self, ids_BT: np.ndarray, position: int) -> Gradient:
+    def gradient(self, ids_BT: np.ndarray, position: int, more: Mapping[str, np.ndarray] | None = None) -> Gradient:
         """Forward and backward of one global batch, of which this process has its rows.
 
         Args:
             ids_BT: this process's rows, int64.
             position: number of the batch, which decides on masks and dropout.
+            more: what else the objective asks for, one row for each picture.
         """
-        if self.recipe.shape.dropout:
+        if self.recipe.dropout:
             key = [self.recipe.optimization.seed, 2, position, self.group.rank]
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-        ids = torch.from_numpy(ids_BT).to(self.device, non_blocking=True)
-        masks = self._masks(position, len(ids_BT), ids_BT.shape[1])
+        ids = self._put(ids_BT)
+        inputs = {name: self._put(rows) for name, rows in (more or {}).items()}
+        if self.objective.masked:
+            inputs["mask_BT"] = self._put(self._masks(position, *ids_BT.shape))
         parts = self.recipe.optimization.accumulate
-        total = torch.zeros((), device=self.device)
+        total: Any = 0
         for number in range(parts):
             rows = slice(number * self.rows, (number + 1) * self.rows)
             with syncing(self._ready, last=number == parts - 1):
                 with self._casting():
-                    loss = self._ready(ids[rows], None if masks is None else masks[rows]) / parts
-                (loss * self.scale.factor).backward()
-            total += loss.detach()
+                    losses = self._ready(ids[rows], **{name: value[rows] for name, value in inputs.items()}) / parts
+                (losses.sum() * self.scale.factor).backward()
+            total = total + losses.detach()
         norm = self._unscaled_norm()
-        [loss_sum] = self.group.total(total.item())
-        return Gradient(loss_sum / self.group.count, norm, self.scale.overflowed(norm))
+        means = [part / self.group.count for part in self.group.total(*total.reshape(-1).tolist())]
+        return Gradient(sum(means), norm, self.scale.overflowed(norm), self.objective.describe(means))
 
     def step(self, gradient: Gradient, factor: float) -> None:
         """Move the weights by the gradient at hand.
@@ -144,21 +158,25 @@ class Training:
 
     def loss(self, ids_BT: np.ndarray, masks_BT: np.ndarray | None = None) -> float:
         """This process's loss of some pictures, for evaluation."""
-        ids = torch.from_numpy(ids_BT).to(self.device)
-        masks = None if masks_BT is None else torch.from_numpy(masks_BT).to(self.device)
+        return self.outputs(ids_BT, masks_BT).item()
+
+    def outputs(self, ids_BT: np.ndarray, masks_BT: np.ndarray | None = None) -> Any:
+        """What the objective gives for some pictures, for evaluation."""
+        masks = None if masks_BT is None else self._put(masks_BT)
         with self._casting():
-            return self.objective(ids, masks).item()
+            return self.objective(self._put(ids_BT), masks)
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         """The weights that count: averaged ones, where there are."""
         return self.parameters if self.ema is None else self.ema
 
-    def _masks(self, position: int, rows: int, length: int) -> torch.Tensor | None:
-        if self.recipe.shape.objective != "bert":
-            return None
+    def _masks(self, position: int, rows: int, length: int) -> np.ndarray:
         key = (self.recipe.optimization.seed, 1, position)
-        whole = draw_masks(key, rows * self.group.count, length, self.recipe.shape.mask)
-        return torch.from_numpy(whole[self.group.rank * rows : (self.group.rank + 1) * rows]).to(self.device)
+        whole = draw_masks(key, rows * self.group.count, length, self.recipe.mask)
+        return whole[self.group.rank * rows : (self.group.rank + 1) * rows]
+
+    def _put(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def _casting(self) -> Any:
         return torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None)
