@@ -78,7 +78,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{folder} is no model folder: it has no {CONFIG}.") from None
+        own = folder / "model"
+        hint = f" It is a run's; its model is {own}." if (own / CONFIG).is_file() else ""
+        raise InputError(f"{folder} is no model folder: it has no {CONFIG}.{hint}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read: {error}") from None
     kind = config.get("model_type") if isinstance(config, dict) else None

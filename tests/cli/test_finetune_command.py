@@ -126,7 +126,7 @@ def test_nothing_is_said_of_how_long(place):
     assert (made_by()["steps"], made_by()["step"], made_by()["published"]) == (20 * 6, 4 * 6, 6)
 
 
-@pytest.mark.parametrize("more", [[], ["--optimizer", "muon"]], ids=" ".join)
+@pytest.mark.parametrize("more", [[], pytest.param(["--optimizer", "muon"], marks=pytest.mark.slow)], ids=" ".join)
 def test_find_lr(place, capsys, more):
     assert run("--find-lr", *more) == 0
     printed = capsys.readouterr().out

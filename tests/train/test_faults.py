@@ -277,9 +277,9 @@ def with_losses(monkeypatch, leap) -> list[int]:
     """Have `leap` say what the loss at a position of the data is; holds the positions that were seen."""
     seen, gradient = [], Training.gradient
 
-    def changed(self, ids_BT, position):
+    def changed(self, ids_BT, position, more=None):
         seen.append(position)
-        found = gradient(self, ids_BT, position)
+        found = gradient(self, ids_BT, position, more)
         value = leap(position)
         return found if value is None else Gradient(value, found.norm)
 
@@ -389,13 +389,13 @@ def test_a_loss_that_is_not_finite_in_one_of_two_processes(data, tmp_path):
 def leap_of_one() -> None:
     gradient = Training.gradient
 
-    def changed(self, ids_BT, position):
+    def changed(self, ids_BT, position, more=None):
         if position == 6 and self.group.rank == 1:
             self.model.transformer.ln_f.weight.grad = None
             with torch.no_grad():
                 parameter = self.parameters["transformer.ln_f.weight"]
                 parameter.mul_(float("nan"))
-        return gradient(self, ids_BT, position)
+        return gradient(self, ids_BT, position, more)
 
     Training.gradient = changed
 

@@ -171,18 +171,20 @@ def test_a_completed_recipe_is_complete(folder):
     assert Finetuning(recipe).recipe == recipe
 
 
+@pytest.mark.parametrize("without", [{"validation": None}, {"validate_every": 0}])
 @pytest.mark.parametrize("values", [{}, {"patience": 0}, {"publish": "last"}])
-def test_an_end_by_validation_needs_validation_pictures(folder, values):
+def test_an_end_by_validation_needs_validations(folder, without, values):
     with pytest.raises(InputError) as refusal:
-        completed(folder, validation=None, **values)
+        completed(folder, **without, **values)
     assert str(refusal.value) == (
-        "Fine-tuning stops by pictures that it is not trained on: give --validation DATA, or --patience 0 "
-        "--publish last."
+        "Fine-tuning stops by pictures that it is not trained on: give --validation DATA and leave --validate-every 0 "
+        "out, or give --patience 0 --publish last."
     )
 
 
 def test_without_an_end_by_validation_none_are_needed(folder):
     assert completed(folder, validation=None, patience=0, publish="last").data.validation is None
+    assert completed(folder, validate_every=0, patience=0, publish="last").watch.validate_every == 0
 
 
 def test_a_model_that_is_not_there_is_told(tmp_path):

@@ -47,7 +47,7 @@ KINDS: dict[str, list[str]] = {
     "bert": ["--mask", "0.3"],
     "pictures": ["--augment", "imagenet", "--batch", "8"],
 }
-QUICK_KILLS = {"joint", "lora", "ema", "pictures"}
+QUICK_KILLS = {"lora", "pictures"}
 ALL = [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in QUICK_KILLS), id=kind) for kind in KINDS]
 
 
@@ -348,7 +348,7 @@ WAYS = {
     "fsdp, accumulated": (2, ["--strategy", "fsdp", "--accumulate", "2"]),
 }
 QUICK = {
-    *(("joint", "ddp"), ("joint", "fsdp"), ("joint", "accumulated"), ("lora", "fsdp"), ("frozen", "ddp")),
+    *(("joint", "ddp"), ("joint", "accumulated"), ("lora", "fsdp"), ("frozen", "ddp")),
     *(("no generative loss", "fsdp"), ("mixture", "ddp, accumulated"), ("head in the middle", "fsdp, accumulated")),
 }
 
@@ -406,7 +406,7 @@ def test_the_same_curve(shared, alone, tmp_path, kind, way):
 @pytest.mark.parametrize(
     ("kind", "places"),
     [
-        ("joint", ((2, "fsdp"), (1, "ddp"))),
+        pytest.param("joint", ((2, "fsdp"), (1, "ddp")), marks=pytest.mark.slow),
         ("lora", ((1, "ddp"), (2, "fsdp"))),
         pytest.param("ema", ((2, "ddp"), (2, "fsdp")), marks=pytest.mark.slow),
         pytest.param("head in the middle", ((2, "fsdp"), (2, "ddp")), marks=pytest.mark.slow),

@@ -62,20 +62,11 @@ class Dataset:
     labels: Labels | None = None
     more: Callable[[Batch], dict[str, np.ndarray]] = lambda batch: {}
 
-    def batches(
-        self, recipe: FlatRecipe, group: Processes | None, skipped: Callable[[str], None] | None = None
-    ) -> Batches:
-        """The training batches.
-
-        Args:
-            recipe: their size and seed.
-            group: this process's share of them; `None` for the whole.
-            skipped: told of pictures that can't be read.
-        """
+    def batches(self, recipe: FlatRecipe, group: Processes, skipped: Callable[[str], None] | None = None) -> Batches:
+        """This process's share of the training batches; `skipped` is told of pictures that can't be read."""
         options = recipe.optimization
         views = self.train, self.codec, self.framing, self.augmentation
-        place = (0, 1) if group is None else (group.rank, group.count)
-        return Batches(*views, options.batch, options.seed, *place, skipped)
+        return Batches(*views, options.batch, options.seed, group.rank, group.count, skipped)
 
 
 def open_sources(data: Data) -> tuple[Source, Source | None]:

@@ -76,7 +76,6 @@ def run_finder(
         data = task.open(out, group, working if group.first else None)
         network = task.network(data, group)
         training = Training(network.model, task.recipe, group, network.objective, network.rate)
-        task.begin(training, data, working if group.first else None)
 
         def tell(done: int, total: int) -> None:
             if working is not None and group.first:

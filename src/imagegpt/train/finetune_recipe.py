@@ -27,8 +27,6 @@ class Head:
         problem: single, one class a picture; multi, several; regression, numbers; auto tells from the labels.
         generative: weight of the generative loss beside the classifier's; 0 leaves it out.
         layer: blocks below the classifier; default: all. Without a generative loss those above are cut off.
-        probe_start: the classifier begins at the linear probe of so many training pictures; 0 begins at 0, as the
-            paper's. It takes a forward of each, and fewer updates after it.
         freeze: the embeddings and so many blocks stay as they are; 0 trains all.
         layer_decay: the step size of each layer is so many times that of the layer above.
         head_rate: the step size of the classifier's weights is so many times that of the others.
@@ -47,7 +45,6 @@ class Head:
     problem: Problem = "auto"
     generative: float = 1.0
     layer: Whole | None = None
-    probe_start: Whole = 0
     freeze: Whole = 0
     layer_decay: float = 1.0
     head_rate: float = 1.0

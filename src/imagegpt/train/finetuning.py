@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from imagegpt import checkpoint
@@ -19,10 +20,10 @@ from imagegpt.errors import InputError
 from imagegpt.metrics import average_precision, evaluate
 from imagegpt.sequence import parse_grid
 from imagegpt.train.batches import Batch
+from imagegpt.train.checks import CHECKPOINTS
 from imagegpt.train.dataset import Dataset, Working, make_ids, open_sources
 from imagegpt.train.evaluation import fixed_masks, shares
 from imagegpt.train.finetune_recipe import FinetuneRecipe
-from imagegpt.train.head_start import begin_at_probe
 from imagegpt.train.joint import Criterion, draw_mixtures
 from imagegpt.train.labels import MULTI, REGRESSION, SINGLE, Labels, read_labels
 from imagegpt.train.network import Network
@@ -86,11 +87,6 @@ class Finetuning:
             raise InputError("The classifier that comes of this run has no head that draws: leave --sample-every out.")
         return made
 
-    def begin(self, training: Training, dataset: Dataset, working: Working | None = None) -> None:
-        """Start a new classifier at a probe, if that is asked for."""
-        if self.recipe.head.probe_start:
-            begin_at_probe(training, dataset, self.recipe.head.probe_start, working)
-
     def metric(self, dataset: Dataset) -> Metric:
         """Accuracy, of several classes a picture the mean average precision, of numbers the squared error."""
         assert dataset.labels is not None
@@ -114,7 +110,7 @@ METRICS = {
 
 def _check_same_classes(labels: Labels, out: Path, train: str) -> None:
     """Refuse a folder with the checkpoints of a run whose classifier tells something else."""
-    for path in (out / "checkpoints").glob(f"step-*/{checkpoint.CONFIG}"):
+    for path in (out / CHECKPOINTS).glob(f"step-*/{checkpoint.CONFIG}"):
         there = checkpoint.read_classes(path.parent)
         if there != labels.classes:
             theirs, ours = (
@@ -127,11 +123,11 @@ def _check_same_classes(labels: Labels, out: Path, train: str) -> None:
 
 def _completed(recipe: FinetuneRecipe, backbone: Backbone) -> FinetuneRecipe:
     """The recipe with nothing left open."""
-    data, options = recipe.data, recipe.optimization
-    if data.validation is None and (recipe.watch.patience or recipe.watch.publish == "best"):
+    data, options, watch = recipe.data, recipe.optimization, recipe.watch
+    if (data.validation is None or watch.validate_every == 0) and (watch.patience or watch.publish == "best"):
         raise InputError(
-            "Fine-tuning stops by pictures that it is not trained on: give --validation DATA, or --patience 0 "
-            "--publish last."
+            "Fine-tuning stops by pictures that it is not trained on: give --validation DATA and leave "
+            "--validate-every 0 out, or give --patience 0 --publish last."
         )
     height, width = backbone.grid if data.grid is None else parse_grid(data.grid)
     if options.steps is None and options.epochs is None:
@@ -146,7 +142,7 @@ def _predict(training: Training, ids_VT: NDArray[Any]) -> tuple[NDArray[np.float
     total, draws = 0.0, True
     with training.evaluating():
         for start, rows_BT, counted in shares(ids_VT, group):
-            logits_BC, nats_B, _ = training.outputs(rows_BT)
+            logits_BC, nats_B = training.outputs(rows_BT)
             found.append((start, logits_BC.cpu().numpy()[:counted]))
             draws = nats_B is not None
             if not draws:
@@ -162,8 +158,6 @@ def _predict(training: Training, ids_VT: NDArray[Any]) -> tuple[NDArray[np.float
 
 
 def _worth(logits_VC: NDArray[np.float32], targets: NDArray[Any], labels: Labels) -> dict[str, Any]:
-    import torch
-
     loss = Criterion(labels.problem)(torch.from_numpy(logits_VC), torch.from_numpy(targets)).mean().item()
     if labels.problem == REGRESSION:
         return {"squared_error": loss}

@@ -202,9 +202,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("beta1", "beta2", "dropout", "ema"), (0, BELOW_1)),
     **dict.fromkeys(("lr", "muon_lr", "eps", "epochs", "timeout"), (1e-30, 1e18)),
     **dict.fromkeys(("clip", "weight_decay", "warmup", "spike", "seed", "probe_layer"), (0, 1e18)),
-    **dict.fromkeys(
-        ("patience", "generative", "layer", "probe_start", "freeze", "lora", "least", "mixup", "head_rate"), (0, 1e18)
-    ),
+    **dict.fromkeys(("patience", "generative", "layer", "freeze", "lora", "least", "mixup", "head_rate"), (0, 1e18)),
     **dict.fromkeys(("layer_decay", "lora_alpha"), (1e-6, 1e6)),
     "smoothing": (0, BELOW_1),
     "decay": (0, 1),

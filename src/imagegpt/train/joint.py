@@ -84,16 +84,15 @@ class Joint(nn.Module):
             mixed_B: the part of each picture itself in a mixture, float32; the same for both of a pair.
 
         Returns:
-            With targets (2,) float32: L_clf and w L_gen, means over the pictures. Without them logits (B, C) float32,
-            nats/token (B,), which are `None` for a network that has no head to predict ids, and what the classifier
-            reads, (B, D).
+            With targets (2,) float32: L_clf and w L_gen, means over the pictures. Without them logits (B, C) float32
+            and nats/token (B,), which are `None` for a network that has no head to predict ids.
         """
         states_BTD, pooled_BD = self._states(ids_BT, mask_BT, mixed_B)
         with torch.autocast(ids_BT.device.type, enabled=False):
             logits_BC = F.linear(pooled_BD.float(), self.model.score.weight.float())
         if targets is None:
             nats_B = self._nats(states_BTD, ids_BT, mask_BT) if hasattr(self.model, "lm_head") else None
-            return logits_BC, nats_B, pooled_BD
+            return logits_BC, nats_B
         class_B = _of_both(lambda wanted: self.criterion(logits_BC, wanted), targets, mixed_B)
         if not self.generative:
             return class_B.mean()[None]

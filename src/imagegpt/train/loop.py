@@ -21,23 +21,20 @@ from imagegpt.errors import InputError, Interrupted
 from imagegpt.files import make_folder, write_text
 from imagegpt.train.batches import Batch
 from imagegpt.train.checkpoints import EMA, Checkpoints, read_checkpoint
+from imagegpt.train.checks import CHECKPOINTS, RECIPE, check_recipe, check_same_run
 from imagegpt.train.clock import Clock
 from imagegpt.train.dataset import Dataset, Working
 from imagegpt.train.evaluation import draw_samples
-from imagegpt.train.finetune_recipe import FinetuneRecipe
 from imagegpt.train.flat import FlatRecipe
 from imagegpt.train.guard import Guard
 from imagegpt.train.journal import Journal
 from imagegpt.train.optimizers import Schedule, schedule_of
 from imagegpt.train.processes import Processes, processes
-from imagegpt.train.recipe import Recipe
 from imagegpt.train.task import Task, task_of
-from imagegpt.train.training import Gradient, Training, check_precision, rows_per_forward
+from imagegpt.train.training import Gradient, Training
 
-RECIPE, CHECKPOINTS, MODEL, SAMPLES, SKIPPED = "recipe.yaml", "checkpoints", "model", "samples", "skipped.txt"
+MODEL, SAMPLES, SKIPPED = "model", "samples", "skipped.txt"
 ROLLBACKS = 3  # in a row, without a new checkpoint between them
-# A run that is continued may change what is watched and how it is computed, and how long it is.
-FREE = ("train", "validation", "accumulate", "steps", "epochs", "init", "label_column")
 Tell = Callable[[str, dict[str, Any]], None]
 Evaluator = Callable[[Path], dict[str, float]]
 
@@ -78,13 +75,10 @@ def train(
         task = group.once(lambda: task_of(recipe))
         recipe = task.recipe
         make_folder(out)
-        group.once(lambda: _check_same_run(recipe, out))  # before ids are made anew in the other run's folder
-        _check(recipe, group)
-        telling = working if group.first else None
-        dataset = task.open(out, group, telling)
+        group.once(lambda: check_same_run(recipe, out))  # before ids are made anew in the other run's folder
+        check_recipe(recipe, group)
+        dataset = task.open(out, group, working if group.first else None)
         run = Run(task, out, group, dataset, dict(evaluators or {}), group_tell)
-        if not run.step:
-            task.begin(run.training, dataset, telling)
         with stopping() as stop, _told(out):
             return run.go(stop)
 
@@ -381,31 +375,6 @@ def _told(out: Path) -> Iterator[None]:
     except OSError as error:
         what = error.filename2 or error.filename or out
         raise InputError(f"The run in {out} stops: {what} can't be used ({error.strerror or error}).") from None
-
-
-def _check(recipe: FlatRecipe, group: Processes) -> None:
-    """Say what can't be before ids are made of all pictures, which takes time."""
-    options = recipe.optimization
-    rows_per_forward(options.batch, group.count, options.accumulate)
-    check_precision(recipe.compute.precision, group.device)
-    schedule_of(options, per_epoch=1)
-
-
-def _check_same_run(recipe: FlatRecipe, out: Path) -> None:
-    """Refuse a folder with the checkpoints of another run."""
-    if not (out / RECIPE).exists() or not any((out / CHECKPOINTS).glob("step-*")):
-        return
-    other = FinetuneRecipe if isinstance(recipe, Recipe) else Recipe
-    if other.can_read(out / RECIPE) and not recipe.can_read(out / RECIPE):
-        raise InputError(f"{out} holds a run of `imagegpt {other.verb}`: choose another --out.")
-    there = recipe.read(out / RECIPE)
-    ours, free = recipe.flat(), {*FREE, *vars(recipe.compute), *vars(recipe.watch)}
-    for name, value in ours.items():
-        if name not in free and there.get(name) != value:
-            raise InputError(
-                f"{out} holds a run with {name} {there.get(name)}, not {value}: give the same to go on with it, "
-                "or choose another --out."
-            )
 
 
 @contextmanager

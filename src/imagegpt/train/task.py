@@ -48,10 +48,6 @@ class Task(Protocol):
         """The network at its start; the same in all processes."""
         ...
 
-    def begin(self, training: Training, dataset: Dataset, working: Working | None = None) -> None:
-        """What is done once before the first update; called by all processes."""
-        ...
-
     def metric(self, dataset: Dataset) -> Metric:
         """What decides on the best."""
         ...
@@ -81,9 +77,6 @@ class Pretraining:
         model = new_model(recipe.shape, dataset.codec, recipe.grid, recipe.optimization.seed, group.device)
         model.config.architectures = [type(model).__name__]
         return Network(model, objective_of(model))
-
-    def begin(self, training: Training, dataset: Dataset, working: Working | None = None) -> None:
-        """Nothing."""
 
     def metric(self, dataset: Dataset) -> Metric:
         """nats/token."""

@@ -1,0 +1,50 @@
+"""What is looked at before a run begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from imagegpt.errors import InputError
+from imagegpt.train.finetune_recipe import FinetuneRecipe
+from imagegpt.train.flat import FlatRecipe
+from imagegpt.train.optimizers import schedule_of
+from imagegpt.train.processes import Processes
+from imagegpt.train.recipe import Recipe
+from imagegpt.train.training import check_precision, rows_per_forward
+
+RECIPE, CHECKPOINTS = "recipe.yaml", "checkpoints"  # in the folder of a run
+# A run that is continued may change what is watched and how it is computed, and how long it is.
+FREE = ("train", "validation", "accumulate", "steps", "epochs", "init", "label_column")
+
+
+def check_recipe(recipe: FlatRecipe, group: Processes) -> None:
+    """Say what can't be before ids are made of all pictures, which takes time.
+
+    Raises:
+        InputError: a batch that does not divide, a precision that can't be had, or no end of the run.
+    """
+    options = recipe.optimization
+    rows_per_forward(options.batch, group.count, options.accumulate)
+    check_precision(recipe.compute.precision, group.device)
+    schedule_of(options, per_epoch=1)
+
+
+def check_same_run(recipe: FlatRecipe, out: Path) -> None:
+    """Refuse a folder with the checkpoints of another run.
+
+    Raises:
+        InputError: it is one; the message names what differs.
+    """
+    if not (out / RECIPE).exists() or not any((out / CHECKPOINTS).glob("step-*")):
+        return
+    other = FinetuneRecipe if isinstance(recipe, Recipe) else Recipe
+    if other.can_read(out / RECIPE) and not recipe.can_read(out / RECIPE):
+        raise InputError(f"{out} holds a run of `imagegpt {other.verb}`: choose another --out.")
+    there = recipe.read(out / RECIPE)
+    ours, free = recipe.flat(), {*FREE, *vars(recipe.compute), *vars(recipe.watch)}
+    for name, value in ours.items():
+        if name not in free and there.get(name) != value:
+            raise InputError(
+                f"{out} holds a run with {name} {there.get(name)}, not {value}: give the same to go on with it, "
+                "or choose another --out."
+            )
