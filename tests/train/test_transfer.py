@@ -28,7 +28,7 @@ from imagegpt.train.labels import Labels
 from imagegpt.train.optimizers import optimizers_of
 from imagegpt.train.processes import Processes
 from imagegpt.train.training import Training
-from imagegpt.train.transfer import Backbone, network_of
+from imagegpt.train.transfer import Pretrained, network_of
 from reference import finetuning as reference
 
 DEVICE = torch.device("cpu")
@@ -81,7 +81,7 @@ def labels_of(classes=TWO, problem=SINGLE) -> Labels:
 
 def begin(folder, classes=TWO, problem=SINGLE, *, grid=GRID, seed=0, **head):
     options = {"generative": 1.0, **head}
-    return network_of(Backbone.open(str(folder)), Head(**options), labels_of(classes, problem), grid, seed, DEVICE)
+    return network_of(Pretrained.open(str(folder)), Head(**options), labels_of(classes, problem), grid, seed, DEVICE)
 
 
 def weights_of(network) -> dict[str, torch.Tensor]:
@@ -544,7 +544,7 @@ def test_adapters_have_the_step_sizes_of_their_layers(models):
 def test_the_criterion_is_as_asked(models):
     labels = Labels(SINGLE, TWO, np.array([6, 2]), 8)
     head = Head(class_weights="balanced", smoothing=0.1, generative=0.25)
-    network = network_of(Backbone.open(str(models["ar"])), head, labels, GRID, 0, DEVICE)
+    network = network_of(Pretrained.open(str(models["ar"])), head, labels, GRID, 0, DEVICE)
     logits, targets = torch.tensor([[0.5, -1.0], [2.0, 0.0]]), torch.tensor([0, 1])
     pairs = zip(logits.numpy(), targets.tolist(), strict=True)
     expected = [reference.class_loss(row, target, SINGLE, [2 / 3, 2.0], 0.1) for row, target in pairs]
@@ -594,21 +594,21 @@ def folder(models, tmp_path):
 def test_a_quantised_model_is_told(folder):
     configure(folder, quantization_config={"quant_method": "torchao"})
     with pytest.raises(InputError, match=r"is quantised and can't be trained; take the model that it was made of\.$"):
-        Backbone.open(str(folder))
+        Pretrained.open(str(folder))
 
 
 def test_a_palette_or_a_grid_that_does_not_fit_is_told(folder):
     save_preprocessor(folder, PaletteCodec(np.random.default_rng(0).uniform(-1, 1, (12, 3))), Framing(*GRID))
     with pytest.raises(InputError, match="has 16 colours and 64 positions, and its preprocessor 12 colours"):
-        Backbone.open(str(folder))
+        Pretrained.open(str(folder))
     save_preprocessor(folder, PaletteCodec(np.random.default_rng(0).uniform(-1, 1, (16, 3))), Framing(8, 6))
     with pytest.raises(InputError, match=r"64 positions, and its preprocessor 16 colours and a grid of 8 x 6\.$"):
-        Backbone.open(str(folder))
+        Pretrained.open(str(folder))
 
 
 def test_missing_parts_are_told(folder, tmp_path):
     with pytest.raises(InputError, match="no model"):
-        Backbone.open(str(tmp_path / "nowhere"))
+        Pretrained.open(str(tmp_path / "nowhere"))
     change(folder, **{"transformer.h.1.mlp.c_fc.weight": None})
     with pytest.raises(InputError, match=r"lack transformer\.h\.1\.mlp\.c_fc\.weight"):
         begin(folder)
@@ -617,7 +617,7 @@ def test_missing_parts_are_told(folder, tmp_path):
         begin(folder)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match="palette of its 16 colours is unknown"):
-        Backbone.open(str(folder))
+        Pretrained.open(str(folder))
 
 
 def test_the_folder_stays_as_it_is(folder):
@@ -627,7 +627,7 @@ def test_the_folder_stays_as_it_is(folder):
 
 
 def test_a_backbone_knows_its_grid_and_palette(models):
-    backbone = Backbone.open(str(models["ar"]))
+    backbone = Pretrained.open(str(models["ar"]))
     assert (backbone.name, backbone.folder, backbone.grid) == (str(models["ar"]), models["ar"], GRID)
     assert len(backbone.codec) == 16
-    assert Backbone.open("nano").grid == (32, 32)
+    assert Pretrained.open("nano").grid == (32, 32)

@@ -31,7 +31,7 @@ from imagegpt.train.objectives import EVALUATION_MASKS
 from imagegpt.train.processes import Processes
 from imagegpt.train.task import Metric
 from imagegpt.train.training import Training
-from imagegpt.train.transfer import Backbone, network_of
+from imagegpt.train.transfer import Pretrained, network_of
 
 TOLD = 10  # names in a message
 EPOCHS = 20  # at most, where nothing is said: validations that get no better end a run before
@@ -48,7 +48,7 @@ class Finetuning:
     """
 
     def __init__(self, recipe: FinetuneRecipe) -> None:
-        self.backbone = Backbone.open(recipe.head.model)
+        self.backbone = Pretrained.open(recipe.head.model)
         self.recipe = _completed(recipe, self.backbone)
         self._made: Network | None = None
 
@@ -121,7 +121,7 @@ def _check_same_classes(labels: Labels, out: Path, train: str) -> None:
             )
 
 
-def _completed(recipe: FinetuneRecipe, backbone: Backbone) -> FinetuneRecipe:
+def _completed(recipe: FinetuneRecipe, backbone: Pretrained) -> FinetuneRecipe:
     """The recipe with nothing left open."""
     data, options, watch = recipe.data, recipe.optimization, recipe.watch
     if (data.validation is None or watch.validate_every == 0) and (watch.patience or watch.publish == "best"):

@@ -30,7 +30,7 @@ TRUNK = "transformer."
 
 
 @dataclass(frozen=True)
-class Backbone:
+class Pretrained:
     """A model on disk that is to be fine-tuned.
 
     Args:
@@ -46,7 +46,7 @@ class Backbone:
     codec: PaletteCodec
 
     @classmethod
-    def open(cls, name: str) -> Backbone:
+    def open(cls, name: str) -> Pretrained:
         """Find a model.
 
         Raises:
@@ -67,7 +67,7 @@ class Backbone:
 
 
 def network_of(
-    backbone: Backbone, head: Head, labels: Labels, grid: tuple[int, int], seed: int, device: torch.device
+    backbone: Pretrained, head: Head, labels: Labels, grid: tuple[int, int], seed: int, device: torch.device
 ) -> Network:
     """The network at its start.
 
@@ -103,7 +103,7 @@ def network_of(
 class _Plan:
     """What becomes of a model's parts."""
 
-    def __init__(self, backbone: Backbone, head: Head, labels: Labels, grid: tuple[int, int]) -> None:
+    def __init__(self, backbone: Pretrained, head: Head, labels: Labels, grid: tuple[int, int]) -> None:
         self.backbone, self.head, self.labels, self.grid = backbone, head, labels, grid
         self.spec = checkpoint.read_spec(backbone.folder)
         self.causal = checkpoint.is_causal(backbone.folder)
