@@ -21,6 +21,7 @@ from imagegpt.classifier import Classifier
 from imagegpt.cli.main import main
 from imagegpt.data.records import read_records
 from imagegpt.data.sources import open_source
+from registering import registered
 from training_runs import lit_pictures
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
@@ -50,10 +51,14 @@ def real(place: Path) -> tuple[list[Image.Image], list[str]]:
 def test_the_example_script(tiny_folder, tmp_path, capsys, pictures_of):
     datasets = pytest.importorskip("datasets")
     pytest.importorskip("accelerate")
+    with registered():
+        check_the_example_script(datasets, tiny_folder, tmp_path, capsys, pictures_of)
+
+
+def check_the_example_script(datasets, tiny_folder, tmp_path, capsys, pictures_of):
     import transformers
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments
 
-    imagegpt.register()
     images, names = pictures_of(tmp_path)
     labels = sorted(set(names))
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=labels)})

@@ -81,6 +81,7 @@ def test_shards_arrays_and_ids(classify, model, tmp_path):
 
 
 def test_people_get_a_table_and_many_pictures_one_after_another(classify, model, folder_of_pictures, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # long paths are cut elsewhere
     code, out, _ = classify(folder_of_pictures, "--model", model, "--top", 1)
     assert code == 0 and out.count("probability") == 1 and out.count("png") == 6
     monkeypatch.setattr(verb, "BATCH", 4)

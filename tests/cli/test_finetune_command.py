@@ -25,6 +25,7 @@ from imagegpt.errors import InputError
 from imagegpt.metrics import average_precision
 from imagegpt.train.finetune_recipe import FinetuneRecipe
 from making import tokenise
+from registering import registered
 from training_runs import CODEC, checkpoints, classes, column, command, finetune_command, lit_pictures, log, tokens
 
 HEAD = "score.weight"
@@ -266,19 +267,19 @@ def check_everyone_agrees(capsys, out: str, data: str) -> None:
     by_command = [[entry["classes"][name] for name in names] for entry in entries]
     np.testing.assert_allclose(by_command, expected, atol=1e-5)
 
-    imagegpt.register()
-    from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+    with registered():
+        from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-    network = AutoModelForImageClassification.from_pretrained(model).eval()
-    assert isinstance(network, imagegpt.ImageGPTForImageClassification)
-    pixels = AutoImageProcessor.from_pretrained(model)([Image.open(path) for path in paths], return_tensors="pt")
-    with torch.no_grad():
-        logits = network(**pixels).logits
-    np.testing.assert_allclose(logits.softmax(1).numpy(), expected, atol=1e-5)
+        network = AutoModelForImageClassification.from_pretrained(model).eval()
+        assert isinstance(network, imagegpt.ImageGPTForImageClassification)
+        pixels = AutoImageProcessor.from_pretrained(model)([Image.open(path) for path in paths], return_tensors="pt")
+        with torch.no_grad():
+            logits = network(**pixels).logits
+        np.testing.assert_allclose(logits.softmax(1).numpy(), expected, atol=1e-5)
 
-    told = pipeline("image-classification", model=model, device="cpu")(paths, top_k=len(names))
-    by_pipeline = [[{item["label"]: item["score"] for item in one}[name] for name in names] for one in told]  # type: ignore
-    np.testing.assert_allclose(by_pipeline, expected, atol=1e-5)
+        told = pipeline("image-classification", model=model, device="cpu")(paths, top_k=len(names))
+        by_pipeline = [[{item["label"]: item["score"] for item in one}[name] for name in names] for one in told]  # type: ignore
+        np.testing.assert_allclose(by_pipeline, expected, atol=1e-5)
 
     truth = [names.index(Path(path).parent.name) for path in paths]
     assert main(["evaluate", model, "--data", data, "--out", f"{out}/evaluation", "--device", "cpu", "--json"]) == 0

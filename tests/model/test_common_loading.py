@@ -259,7 +259,8 @@ def test_every_class_loads_the_trunk_of_every_other(face, saved, tmp_path):
     model.save_pretrained(tmp_path)
     loaded, info = load(face, tmp_path)
     assert set(info["missing_keys"]) == HEAD[face] - HEAD[saved]
-    assert set(info["unexpected_keys"]) == HEAD[saved] - HEAD[face]
+    # A fine-tuned network's files have both heads, so neither is told of as strange.
+    assert set(info["unexpected_keys"]) == (HEAD[saved] if face is Trunk else set())
     assert_same_weights(loaded.base_model, model.base_model)
     states = [m.base_model(random_ids()).last_hidden_state for m in (loaded, model)]
     assert torch.equal(*states)

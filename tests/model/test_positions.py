@@ -18,7 +18,7 @@ from imagegpt.sequence import flatten
 from imagegpt.train.finetune_recipe import Head
 from imagegpt.train.joint import Joint
 from imagegpt.train.labels import SINGLE, Labels
-from imagegpt.train.transfer import Backbone, network_of
+from imagegpt.train.transfer import Pretrained, network_of
 
 VALIDATION = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "cifar10" / "validation.parquet"
 SIDES = st.integers(1, 9)
@@ -127,7 +127,7 @@ def enlarged():
         pytest.skip("shared/data is not here")
     cells = parquet.read_table(VALIDATION, columns=["image"]).slice(0, 24).to_pylist()
     pictures = [Image.open(io.BytesIO(cell["image"]["bytes"])).convert("RGB") for cell in cells]
-    codec, found = Backbone.open("nano").codec, {}
+    codec, found = Pretrained.open("nano").codec, {}
     for side in (32, 48):
         sized = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
         pixels = np.stack([Framing(side, side).apply(picture) for picture in sized])
@@ -138,7 +138,7 @@ def enlarged():
 def nats_per_token(ids_BT, side, random=False):
     """Of nano on a grid, before any training."""
     labels = Labels(SINGLE, ("cat", "dog"), np.array([1, 1]), 2)
-    network = network_of(Backbone.open("nano"), Head(), labels, (side, side), 0, torch.device("cpu"))
+    network = network_of(Pretrained.open("nano"), Head(), labels, (side, side), 0, torch.device("cpu"))
     assert len(network.notes) == (side != 32)
     wpe_TD = network.model.transformer.wpe.weight
     assert isinstance(network.objective, Joint)
