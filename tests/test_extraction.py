@@ -13,13 +13,14 @@ import pytest
 from PIL import Image
 
 from imagegpt import backbone, checkpoint, extraction
+from imagegpt.array_file import FORMATS
 from imagegpt.cli.main import main
 from imagegpt.data.records import Record, Source
 from imagegpt.data.sources import open_source
 from imagegpt.engine import backends, torch_features
 from imagegpt.errors import InputError
 from imagegpt.extraction import Extraction
-from imagegpt.feature_file import FORMATS, read_features
+from imagegpt.feature_file import read_features
 from imagegpt.pipeline import ImageGPT
 from running import start, wait_for_parts
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from imagegpt import feature_file
+from imagegpt import array_file
+from imagegpt.array_file import FORMATS, check_format, join_parts, write_part
 from imagegpt.errors import InputError, MissingExtra
-from imagegpt.feature_file import FORMATS, check_format, join_parts, name_of, read_features, write_part
+from imagegpt.feature_file import name_of, read_features
 
 FACTS = {"model": "0123", "layers": [8, 12, 4], "pool": "mean", "classes": ["cat", "dög"], "source": "here"}
 each_format = pytest.mark.parametrize("suffix", FORMATS)
@@ -285,4 +286,4 @@ def test_a_damaged_part_is_named(suffix):
         write_part(path, part(number, 3), [])
     paths[1].write_bytes(paths[1].read_bytes()[:-7])
     with pytest.raises(InputError, match=r"part-1\.safetensors"):
-        feature_file.join_parts(Path(f"a{suffix}"), paths, {})
+        array_file.join_parts(Path(f"a{suffix}"), paths, {})

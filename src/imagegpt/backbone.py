@@ -17,7 +17,7 @@ from PIL import Image
 from imagegpt import checkpoint
 from imagegpt.codec.pictures import Picture, read_pictures
 from imagegpt.codec.preprocessor_file import load_palette
-from imagegpt.engine.backends import Precision, check_choice, choose_for_features, open_onnx_features
+from imagegpt.engine.backends import Precision, check_choice, choose_for_pictures, open_onnx_features
 from imagegpt.engine.cost import blocks_flops
 from imagegpt.engine.features import Extractor, Layer, Pool, check_pool, inputs_of, is_one, layers_of
 from imagegpt.errors import InputError, check_count
@@ -70,6 +70,11 @@ class Backbone:
     def grid(self) -> tuple[int, int]:
         """`(height, width)` of ids."""
         return self.framing.height, self.framing.width
+
+    @property
+    def codec_name(self) -> str:
+        """What bits/dim are of: they can't be compared between codecs."""
+        return f"palette of {len(self.codec)}"
 
     @cached_property
     def config(self) -> ImageGPTConfig:
@@ -137,6 +142,19 @@ class Backbone:
         found = self.features_of(self.encode(images), layers, pool, batch_size=batch_size, progress=progress)
         return found[layers[0]] if is_one(layer) else found
 
+    def check_ids(self, ids_BT: NDArray[Any]) -> NDArray[np.int64]:
+        """Whole pictures' ids, (pictures, T), as int64.
+
+        Raises:
+            InputError: these are no pictures of the model's.
+        """
+        ids_BT, length, colors = np.asarray(ids_BT), self.spec.n_positions, self.spec.num_colors
+        if ids_BT.ndim != 2 or ids_BT.shape[1] != length or ids_BT.dtype.kind not in "iu":
+            raise InputError(f"ids must be whole numbers (pictures, {length}), not {ids_BT.dtype} {ids_BT.shape}.")
+        if ids_BT.size and not (ids_BT.min() >= 0 and ids_BT.max() < colors):
+            raise InputError(f"ids must be 0 to {colors - 1}, not {ids_BT.min()} to {ids_BT.max()}.")
+        return ids_BT.astype(np.int64, copy=False)
+
     def features_of(
         self,
         ids_BT: NDArray[np.int64],
@@ -173,7 +191,7 @@ class Backbone:
     def feature_backend(self, layers: Sequence[int], pictures: int) -> str:
         """ "onnx" or "torch": what was named, or what is faster for the features of so many pictures."""
         operations = pictures * blocks_flops(self.spec, max(layers))
-        return self.named_backend or choose_for_features(self.path, self.spec, self.device, self.precision, operations)
+        return self.named_backend or choose_for_pictures(self.path, self.spec, self.device, self.precision, operations)
 
     def extractor(self, layers: Sequence[int], pool: Pool, backend: str) -> Extractor:
         """What makes features; the last one is kept.

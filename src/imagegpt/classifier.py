@@ -123,7 +123,7 @@ class Classifier(Backbone):
         Raises:
             InputError: ids that are no pictures of this model's, or logits that are not finite.
         """
-        return self._logits(self._checked(ids_BT), backend, progress)
+        return self._logits(self.check_ids(ids_BT), backend, progress)
 
     def predict(
         self,
@@ -176,7 +176,7 @@ class Classifier(Backbone):
             backend: see `logits_of`.
         """
         self.check_votes(votes, seed)
-        ids_BT = self._checked(ids_BT)
+        ids_BT = self.check_ids(ids_BT)
         if not len(ids_BT):
             return np.empty((0, len(self.classes)), np.float32)
         numbers = np.arange(len(ids_BT)) if numbers is None else numbers
@@ -234,14 +234,6 @@ class Classifier(Backbone):
             )
         if votes and self.problem == "regression":
             raise InputError(f"{self.path} tells numbers, and votes are for classes: leave the votes out.")
-
-    def _checked(self, ids_BT: NDArray[np.int64]) -> NDArray[np.int64]:
-        ids_BT, length, colors = np.asarray(ids_BT), self.spec.n_positions, self.spec.num_colors
-        if ids_BT.ndim != 2 or ids_BT.shape[1] != length or ids_BT.dtype.kind not in "iu":
-            raise InputError(f"ids must be whole numbers (pictures, {length}), not {ids_BT.dtype} {ids_BT.shape}.")
-        if ids_BT.size and not (ids_BT.min() >= 0 and ids_BT.max() < colors):
-            raise InputError(f"ids must be 0 to {colors - 1}, not {ids_BT.min()} to {ids_BT.max()}.")
-        return ids_BT.astype(np.int64, copy=False)
 
     def _logits(self, ids_BT: NDArray[np.int64], backend: str | None, progress: Progress | None) -> NDArray[np.float32]:
         last = self.spec.n_layer

@@ -19,7 +19,7 @@ from imagegpt.codec.augment import Views, check_views
 from imagegpt.codec.pictures import OnError
 from imagegpt.data.records import Source
 from imagegpt.data.targets import read_targets
-from imagegpt.engine.features import inputs_of
+from imagegpt.engine.score import Scorer, score_ids
 from imagegpt.errors import InputError
 from imagegpt.metrics import Reliability
 from imagegpt.painting import Progress
@@ -127,18 +127,29 @@ class Evaluation:
         head_KD = checkpoint.load_head(judged.path, checkpoint.HEAD, spec.num_colors) if self.nats else None
         if head_KD is None or not (causal or judged.may_hide):
             return None
-        from imagegpt.engine.torch_likelihood import TorchLikelihood
+        from imagegpt.engine.torch_score import TorchScorer
 
-        likelihood = TorchLikelihood(judged.model, head_KD)
+        scorer = TorchScorer(judged.model, head_KD)
 
         def nats_of(ids_BT: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.float64]:
             if causal:
-                return likelihood(inputs_of(ids_BT, spec.sos, True), ids_BT)
+                return score_ids(scorer, ids_BT, spec.sos, None)[0].mean(1, dtype=np.float64)
             masks = [hidden_ids(0, numbers, copy, spec.n_positions) for copy in range(MASKS)]
-            told = [likelihood(np.where(mask_BT, spec.sos, ids_BT), ids_BT, mask_BT) for mask_BT in masks]
-            return np.mean(told, 0)
+            return np.mean([_nats_of_hidden(scorer, ids_BT, mask_BT, spec.sos) for mask_BT in masks], 0)
 
         return nats_of
+
+
+def _nats_of_hidden(
+    scorer: Scorer, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.bool_], sos: int
+) -> NDArray[np.float64]:
+    """The mean surprise at the ids that are hidden, (B,); a picture of which none is has 0."""
+    inputs_BT, total_B = np.where(mask_BT, sos, ids_BT), np.zeros(len(ids_BT))
+    for start in range(0, len(ids_BT), scorer.rows):
+        part = slice(start, start + scorer.rows)
+        surprise_BT, _ = scorer(inputs_BT[part], ids_BT[part])
+        total_B[part] = surprise_BT.sum(1, where=mask_BT[part], dtype=np.float64)
+    return total_B / np.maximum(mask_BT.sum(1), 1)
 
 
 def _measure_single(predicted_NC: NDArray[Any], y_N: NDArray[np.int64]) -> Report:

@@ -5,7 +5,6 @@ Shape suffixes: N pictures, T ids, D width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt import __version__, checkpoint
+from imagegpt.array_file import check_format, join_parts, write_part
 from imagegpt.codec.pictures import OnError
 from imagegpt.data.ids import read_ids
 from imagegpt.data.records import Source, label_array
 from imagegpt.engine.features import Pool, check_pool
 from imagegpt.errors import check_count
-from imagegpt.feature_file import check_format, join_parts, name_of, read_features, write_part
+from imagegpt.feature_file import name_of, read_features
 from imagegpt.painting import Progress
-from imagegpt.parts import Parts, folder_of, refuse_existing
+from imagegpt.parts import Parts, recorded, refuse_existing
 from imagegpt.pipeline import ImageGPT
 
 PART, GPU_PART = 256, 4096  # pictures: what a kill may cost, against the number of files
@@ -96,7 +96,9 @@ class Extraction:
         check_format(out)
         if rank == 0:
             refuse_existing(out)  # before all data is read for its fingerprint
-        backend = self._backend(out)
+        # One for all parts: the one that was named, or that an interrupted run has used, or else the faster one.
+        chosen = self.model.named_backend or recorded(out, "backend")
+        backend = chosen or self.model.feature_backend(self.layers, len(self.source))
         self.model.extractor(self.layers, self.pool, backend)  # fail now, before anything is written
         made_by = {**self.facts, "backend": backend}
         parts = Parts(out, len(self.source), made_by, "features", "part", ".safetensors", rank, processes)
@@ -109,15 +111,6 @@ class Extraction:
             join_parts(path, files, told)
 
         return parts.run(self._part_size(), make, join, lambda: read_features(out).facts, progress)
-
-    def _backend(self, out: Path) -> str:
-        """The one that was named, or that an interrupted run has used, or else the faster one: one for all parts."""
-        if self.model.named_backend is None:
-            try:
-                return json.loads((folder_of(out) / "run.json").read_text(encoding="utf-8"))["backend"]
-            except (OSError, ValueError, LookupError, TypeError):
-                pass  # a new run, or a record whose damage is told later
-        return self.model.feature_backend(self.layers, len(self.source))
 
     def _part_size(self) -> int:
         """Pictures of a part, whose features are in memory together."""

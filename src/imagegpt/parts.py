@@ -189,6 +189,14 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
+def recorded(out: Path, name: str) -> Any:
+    """A fact of an interrupted run into `out`; `None` of a new one, and of a damaged record, which `Parts` tells."""
+    try:
+        return json.loads((folder_of(out) / "run.json").read_text(encoding="utf-8"))[name]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def refuse_existing(out: Path) -> None:
     """Refuse to write over a result."""
     if out.exists():

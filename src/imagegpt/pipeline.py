@@ -15,9 +15,18 @@ from imagegpt import checkpoint
 from imagegpt.backbone import Backbone
 from imagegpt.codec.masks import read_masks
 from imagegpt.codec.pictures import Picture, read_pictures
-from imagegpt.engine.backends import Precision, choose_backend, load_network, open_onnx
+from imagegpt.engine.backends import (
+    Precision,
+    choose_backend,
+    choose_for_pictures,
+    load_network,
+    open_onnx,
+    open_onnx_scorer,
+)
 from imagegpt.engine.batches import Task
+from imagegpt.engine.cost import blocks_flops
 from imagegpt.engine.decode import UNKNOWN, Backend, Process
+from imagegpt.engine.score import Scorer, Scores, method_of, read_passes, score_ids
 from imagegpt.engine.warp import Sampling
 from imagegpt.errors import InputError, check_count
 from imagegpt.painting import Job, Options, Progress, Result, last, paint, seeds_for
@@ -58,6 +67,7 @@ class ImageGPT(Backbone):
     ) -> None:
         super().__init__(path, device, precision, "torch" if compile and backend is None else backend)
         self._compile = compile
+        self._scorer: tuple[str, Scorer] | None = None  # the one in use, and its backend
 
     @classmethod
     def from_pretrained(
@@ -170,6 +180,84 @@ class ImageGPT(Backbone):
         check_count("every", every)
         job = self._samples(**options) if images is None else self._completion(images, **options)
         return self._paint(job, every)
+
+    def score(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        passes: int | None = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """How likely pictures are: the probability that the model gives to each, and to each of its pixels.
+
+        Args:
+            images: a picture or several; see `complete`.
+            passes: of a bidirectional (BERT) model, which has no likelihood: its pseudo-likelihood is told, every id
+                hidden in one of so many passes; default: 7.
+            batch_size: pictures that are run together; default: what is fastest. It does not change the result but
+                for rounding.
+            progress: called with (pictures done, pictures in all).
+
+        Returns:
+            Surprise and entropy of each id, and the sums; see `Scores`.
+
+        Raises:
+            InputError: a picture that can't be read, or passes that can't be.
+
+        Example:
+            >>> model = ImageGPT.from_pretrained("nano")
+            >>> scores = model.score(np.zeros((32, 32, 3), np.uint8))
+            >>> scores.surprise.shape, bool(scores.nats_per_token[0] < 1)
+            ((1, 1024), True)
+        """
+        return self.score_ids(self.encode(images), passes=passes, batch_size=batch_size, progress=progress)
+
+    def score_ids(
+        self,
+        ids_BT: NDArray[np.int64],
+        *,
+        passes: int | None = None,
+        batch_size: int | None = None,
+        backend: str | None = None,
+        progress: Progress | None = None,
+    ) -> Scores:
+        """How likely pictures are, by their ids; see `score`.
+
+        Args:
+            ids_BT: whole pictures, (pictures, T), of 0..K-1.
+            passes, batch_size, progress: see `score`.
+            backend: "onnx" or "torch", as `score_backend` chose it for several calls; default: chosen for this one.
+
+        Raises:
+            InputError: ids that are no pictures of this model's, passes that can't be, or scores that are no numbers.
+        """
+        ids_BT, causal = self.check_ids(ids_BT), checkpoint.is_causal(self.path)
+        count = read_passes(passes, causal, self.spec.n_positions)
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
+        scorer = self._scorer_of(backend or self.score_backend(len(ids_BT)))
+        surprise, entropy = score_ids(scorer, ids_BT, self.spec.sos, None if causal else count, batch_size, progress)
+        if np.isnan(surprise).any() or np.isnan(entropy).any():
+            raise InputError(f"{self.path} gives scores that are no numbers in {self.precision}: try fp32.")
+        return Scores(surprise, entropy, self.codec_name, method_of(causal))
+
+    def score_backend(self, pictures: int) -> str:
+        """ "onnx" or "torch": what was named, or what is faster for the scores of so many pictures."""
+        operations = pictures * blocks_flops(self.spec, self.spec.n_layer)
+        return self.named_backend or choose_for_pictures(self.path, self.spec, self.device, self.precision, operations)
+
+    def _scorer_of(self, backend: str) -> Scorer:
+        """What tells likelihoods; the last one is kept."""
+        if self._scorer is None or self._scorer[0] != backend:
+            if backend == "onnx":
+                opened = open_onnx_scorer(self.path, self.spec, self.precision)
+            else:
+                from imagegpt.engine.torch_score import TorchScorer
+
+                opened = TorchScorer(self.model)
+            self._scorer = backend, opened
+        return self._scorer[1]
 
     def _paint(self, job: Job, every: int | None = None) -> Iterator[Result]:
         return paint(job, self.backend, self.decode, every)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagegpt import __version__
+from imagegpt.array_file import write_part
 from imagegpt.codec.augment import Augmentation
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import MOST_PIXELS, Framing, OnError
@@ -30,7 +31,6 @@ from imagegpt.data.ids import Ids, View, read_ids
 from imagegpt.data.records import Source, label_array
 from imagegpt.data.tokens import IDS, LABELS, META
 from imagegpt.errors import InputError
-from imagegpt.feature_file import write_part
 from imagegpt.files import check_writable, write_whole
 from imagegpt.painting import Progress
 from imagegpt.parts import Parts, folder_of

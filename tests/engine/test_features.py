@@ -22,7 +22,7 @@ from decoding import parameters
 from faces import Causal, make
 from imagegpt.checkpoint import load_tensors, read_spec
 from imagegpt.engine import backends, onnx_features
-from imagegpt.engine.backends import choose_for_features, open_onnx_features
+from imagegpt.engine.backends import choose_for_pictures, open_onnx_features
 from imagegpt.engine.cost import blocks_flops, forward_flops
 from imagegpt.engine.features import check_pool, inputs_of, layers_of
 from imagegpt.engine.onnx_features import OnnxFeatures
@@ -455,7 +455,7 @@ def test_bert_is_refused_by_onnxruntime_and_goes_to_torch_by_itself(tmp_path, cp
     spec = read_spec(tmp_path)
     with pytest.raises(InputError, match=r'bidirectional \(BERT\).*backend="torch"'):
         open_onnx_features(tmp_path, spec, "fp32", [1], "mean")
-    assert choose_for_features(tmp_path, spec, "cpu", "fp32", 1) == "torch"
+    assert choose_for_pictures(tmp_path, spec, "cpu", "fp32", 1) == "torch"
 
 
 # Names of layers and pools.
@@ -519,7 +519,7 @@ def cpu(monkeypatch):
 
 def choice(folder, operations, device=None, precision="fp32", **numbers):
     spec = dataclasses.replace(read_spec(folder), **numbers)
-    return choose_for_features(folder, spec, device, precision, operations)
+    return choose_for_pictures(folder, spec, device, precision, operations)
 
 
 def test_few_pictures_are_onnxruntime_s_and_many_torch_s(tiny_folder, cpu):

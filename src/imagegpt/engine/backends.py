@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from imagegpt.engine.features import Pool
     from imagegpt.engine.onnx_backend import OnnxBackend
     from imagegpt.engine.onnx_features import OnnxFeatures
+    from imagegpt.engine.score import Scorer
     from imagegpt.model.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -64,8 +65,8 @@ def choose_backend(folder: Path, spec: ModelSpec, device: str | None, precision:
     return "onnx" if fits and _is_for_onnx(folder, spec, device, precision) else "torch"
 
 
-def choose_for_features(folder: Path, spec: ModelSpec, device: str | None, precision: str, operations: int) -> str:
-    """ "onnx" or "torch", whichever has so many operations' worth of features sooner; start-up counts too.
+def choose_for_pictures(folder: Path, spec: ModelSpec, device: str | None, precision: str, operations: int) -> str:
+    """ "onnx" or "torch", whichever has run so many operations on whole pictures sooner; start-up counts too.
 
     On a CPU torch is about a sixth faster (benchmarks/RESULTS.md), and takes some seconds to import.
     """
@@ -159,6 +160,18 @@ def open_onnx_features(
     if not checkpoint.is_causal(folder):
         raise InputError(f'{folder} is a bidirectional (BERT) model; its features need backend="torch".')
     return OnnxFeatures(spec, _weights(folder, spec, precision, {}), layers, pool)
+
+
+def open_onnx_scorer(folder: Path, spec: ModelSpec, precision: Precision) -> Scorer:
+    """The likelihoods of a folder's model in onnxruntime."""
+    from imagegpt.engine.onnx_score import OnnxScorer
+    from imagegpt.engine.step_score import StepScorer
+
+    if not checkpoint.is_causal(folder):
+        raise InputError(f'{folder} is a bidirectional (BERT) model; its scores need backend="torch".')
+    if precision == "int8":
+        return StepScorer(open_onnx(folder, spec, precision))
+    return OnnxScorer(spec, _weights(folder, spec, precision))
 
 
 def _weights(folder: Path, spec: ModelSpec, precision: Precision, heads: checkpoint.Heads | None = None) -> Weights:

@@ -5,7 +5,6 @@ Shape suffixes: B pictures, T ids.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from imagegpt.data.records import Source
+from imagegpt.engine.score import bits_per_dim
 from imagegpt.files import write_whole
 from imagegpt.pipeline import ImageGPT
 from imagegpt.sheet import sample_sheet
@@ -46,7 +46,7 @@ def validate(training: Training, source: Source) -> dict[str, Any]:
     colors = training.config.spec.num_colors
     return {
         "nats_per_token": nats,
-        "bits_per_dim": nats / math.log(2) / 3,  # an id stands for three numbers
+        "bits_per_dim": bits_per_dim(nats),
         "codec": f"palette of {colors}",
         "pictures": len(source),
     }
