@@ -46,6 +46,7 @@ LAYERS = {
     "registration": 3,
     "data": 2,
     "train": 4,
+    "anomaly": 4,
     "probe": 4,
     "convert": 4,
     "studio": 5,

@@ -1,4 +1,4 @@
-"""How good predictions are: accuracy, calibration, confusions; precision of many labels; errors of numbers.
+"""How good predictions are: accuracy, calibration, confusions; precision of many labels; two kinds apart; errors.
 
 Shape suffixes: N pictures, C classes (of a regression: its numbers), M bins.
 """
@@ -197,6 +197,58 @@ def _average_precision(scores_N: NDArray[Any], truth_N: NDArray[np.bool_]) -> fl
     return float((np.diff(found, prepend=0) * found / (last + 1)).sum() / positives)
 
 
+def auroc(scores_N: NDArray[Any], truth_N: NDArray[Any]) -> float:
+    """The area under the receiver operating characteristic: how often a positive has a higher score than a negative.
+
+    Of all pairs of one positive and one negative, the part in which the positive scores higher, equal scores counting
+    half: the Mann-Whitney statistic (Hanley and McNeil 1982), from the ranks. It is scikit-learn's `roc_auc_score`.
+
+    Args:
+        scores_N: the higher, the more positive; infinite ones are allowed.
+        truth_N: of 0 and 1, or booleans.
+
+    Raises:
+        InputError: scores or truths that can't be used, or of only one kind.
+
+    Example:
+        >>> auroc(np.array([1, 2, 2, 3]), np.array([0, 0, 1, 1]))
+        0.875
+    """
+    scores_N, truth_N = _two_kinds(scores_N, truth_N)
+    _, which_N, count_M = np.unique(scores_N, return_inverse=True, return_counts=True)
+    last_M = np.cumsum(count_M)  # ranks from 1; equal scores share the mean of theirs
+    rank_N = (last_M - (count_M - 1) / 2)[which_N]
+    positives = int(truth_N.sum())
+    pairs = positives * (len(truth_N) - positives)
+    return float((rank_N[truth_N].sum() - positives * (positives + 1) / 2) / pairs)
+
+
+def fpr_at_tpr(scores_N: NDArray[Any], truth_N: NDArray[Any], tpr: float = 0.95) -> float:
+    """The part of the negatives above a threshold that at least `tpr` of the positives reach.
+
+    The threshold is the highest score that so many positives reach, and negatives equal to it count as above: the
+    lowest such rate that a threshold can have, without interpolation.
+
+    Args:
+        scores_N: the higher, the more positive; infinite ones are allowed.
+        truth_N: of 0 and 1, or booleans.
+        tpr: above 0, at most 1.
+
+    Raises:
+        InputError: scores or truths that can't be used, or of only one kind, or a rate out of its range.
+
+    Example:
+        >>> fpr_at_tpr(np.array([1, 2, 2, 3]), np.array([0, 0, 1, 1]))
+        0.5
+    """
+    if not 0 < tpr <= 1:
+        raise InputError(f"tpr must be above 0 and at most 1, not {tpr}.")
+    scores_N, truth_N = _two_kinds(scores_N, truth_N)
+    positive_N = np.sort(scores_N[truth_N])[::-1]
+    needed = int(np.argmax(np.arange(1, len(positive_N) + 1) / len(positive_N) >= tpr))
+    return float((scores_N[~truth_N] >= positive_N[needed]).mean())
+
+
 def f1(predicted_NC: NDArray[Any], truth_NC: NDArray[Any]) -> float:
     """Micro-averaged F1: 2 TP / (2 TP + FP + FN) over all pictures and classes; 0 where nothing is there to count.
 
@@ -293,6 +345,16 @@ def _check_probabilities(probabilities_NC: NDArray[Any], y_N: NDArray[Any]) -> t
     if not (probabilities_NC.min() >= 0 and probabilities_NC.max() <= 1 + 1e-6):  # NaN fails too
         raise InputError("Probabilities must be 0 to 1.")
     return probabilities_NC, y_N
+
+
+def _two_kinds(scores_N: NDArray[Any], truth_N: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    scores_N, truth_N = np.asarray(scores_N), _indicators(truth_N)
+    if scores_N.ndim != 1 or scores_N.dtype.kind not in "fiu" or np.isnan(scores_N).any():
+        raise InputError("There must be one score for each picture, a number.")
+    _check_same(scores_N, truth_N)
+    if truth_N.all() or not truth_N.any():
+        raise InputError("There must be scores of both kinds, positive and negative.")
+    return scores_N, truth_N
 
 
 def _indicators(truth_NC: NDArray[Any]) -> NDArray[np.bool_]:

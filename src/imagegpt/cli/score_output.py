@@ -15,7 +15,7 @@ from imagegpt.cli.output import print_record
 from imagegpt.score_file import COLUMNS, Entry, csv_lines
 
 SHOWN = 10  # pictures that people are shown, of the likeliest and of the least likely
-NAME = 32  # characters of a picture's name
+NAME = 20  # characters of a picture's name, so that a line fits into 80
 
 
 class Printer(Protocol):
@@ -90,7 +90,7 @@ class TablePrinter:
 
 
 def _print_table(title: str | None, told: list[Entry]) -> None:
-    table = Table("record", "picture", "log-likelihood", "nats/token", "bits/dim", "entropy", title=title)
+    table = Table("record", "picture", "log p", "nats/token", "bits/dim", "entropy", title=title)
     for entry in told:
         numbers = (f"{entry[name]:.{places}f}" for name, places in zip(COLUMNS[2:6], (1, 4, 4, 4), strict=True))
         table.add_row(str(entry["number"]), escape(_shortened(entry["picture"])), *numbers)
