@@ -48,6 +48,7 @@ LAYERS = {
     "train": 4,
     "anomaly": 4,
     "probe": 4,
+    "compression": 4,
     "convert": 4,
     "studio": 5,
     "cli": 5,

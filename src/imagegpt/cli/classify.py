@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ from rich.table import Table
 
 from imagegpt.checkpoint import fingerprint
 from imagegpt.classifier import SURE, Classifier
-from imagegpt.cli.options import Json, PredictionOptions, RecordOptions, RunOptions, Whole
+from imagegpt.cli.options import Json, PredictionOptions, RecordOptions, RunOptions, Whole, open_images
 from imagegpt.cli.output import print_record, working
 from imagegpt.codec.pictures import OnError
-from imagegpt.data.folders import open_files
 from imagegpt.data.ids import BATCH, Ids, read_ids
 from imagegpt.data.records import Source
-from imagegpt.data.sources import open_source
 from imagegpt.errors import InputError, check_count
 from imagegpt.painting import Progress
 from imagegpt.pipeline import ImageGPT
@@ -61,7 +58,7 @@ def classify(
     if probe is None and model is None:
         raise InputError("Give --model DIR, a model with a class head, or --probe FILE.")
     judge = _by_head(str(model), how, run) if probe is None else _by_probe(probe, model, how, run)
-    source, skipped, told = _source(images, options.limit), [], []
+    source, skipped, told = open_images(images, options.limit), [], []
     streams = len(source) > BATCH and not json_  # tables then show how far it is
     words = nullcontext() if streams else working("classifying", "pictures", before="loading the model")
     with words as progress:
@@ -129,18 +126,6 @@ def _by_probe(path: Path, model: str | None, how: PredictionOptions, run: RunOpt
 
     facts = {"probe": str(path), "model": saved.model}
     return _Judge(saved.classes, "single_label_classification", facts, predict)
-
-
-def _source(images: list[str], limit: int | None) -> Source:
-    """Picture files as they are named, or DATA, which is one argument."""
-    if len(images) == 1:
-        return open_source(images[0], limit=limit)
-    for image in images:
-        if os.path.isdir(image):
-            raise InputError(f"{image} is a folder: give picture files, or one folder alone.")
-    if limit is not None:
-        check_count("--limit", limit)
-    return open_files([Path(image) for image in images[:limit]], "the pictures")
 
 
 def _entry(name: str, told_C: NDArray[np.float32], judge: _Judge, top: int) -> dict[str, Any]:

@@ -31,6 +31,8 @@ app.command("imagegpt.cli.classify:classify", name="classify", help="Tell what p
 app.command("imagegpt.cli.evaluate:evaluate", name="evaluate", help="Find out how good a classifier is.")
 app.command("imagegpt.cli.score:score", name="score", help="Tell how likely pictures are, and which pixels are not.")
 app.command("imagegpt.cli.anomaly:anomaly", name="anomaly", help="Find pictures that are unlike normal ones.")
+app.command("imagegpt.cli.compress:compress", name="compress", help="Put pictures into one small file.")
+app.command("imagegpt.cli.compress:decompress", name="decompress", help="Take pictures out of a compressed file.")
 app.command("imagegpt.cli.tokenize:tokenize", name="tokenize", help="Turn pictures into the ids of a palette, once.")
 app.command("imagegpt.cli.train:trainer", name="train", help="Train a network on pictures, from their pixels alone.")
 app.command("imagegpt.cli.finetune:finetuner", name="finetune", help="Make a classifier of a model and labels.")

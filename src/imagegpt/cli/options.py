@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -13,7 +14,7 @@ from imagegpt.arguments import Whole
 from imagegpt.codec.augment import Views
 from imagegpt.engine.backends import Precision
 from imagegpt.engine.features import Layer
-from imagegpt.errors import InputError
+from imagegpt.errors import InputError, check_count
 from imagegpt.pipeline import ImageGPT
 
 if TYPE_CHECKING:
@@ -137,6 +138,25 @@ class DataOptions(RecordOptions):
         from imagegpt.data.sources import open_source  # only some verbs read any
 
         return open_source(data, self.label_column, self.limit)
+
+
+def open_images(images: list[str], limit: int | None) -> Source:
+    """Picture files as they are named, or DATA, which is one argument.
+
+    Raises:
+        InputError: there is no such DATA, or a folder among several pictures.
+    """
+    from imagegpt.data.folders import open_files
+    from imagegpt.data.sources import open_source
+
+    if len(images) == 1:
+        return open_source(images[0], limit=limit)
+    for image in images:
+        if os.path.isdir(image):
+            raise InputError(f"{image} is a folder: give picture files, or one folder alone.")
+    if limit is not None:
+        check_count("--limit", limit)
+    return open_files([Path(image) for image in images[:limit]], "the pictures")
 
 
 def parse_layers(text: str | None) -> Layer:

@@ -102,12 +102,14 @@ class Reading:
         white: the value of white in arrays of floats; default: 1 if no value is above 1, else 255, with a warning.
         channels: where an array has its channels, "first" or "last"; default: last where both fit.
         urls: fetch http and https addresses.
+        exact: take only what 8-bit RGB or grey holds without loss; grey then stays grey ("L").
     """
 
     background: tuple[int, int, int] = WHITE
     white: float | None = None
     channels: Literal["first", "last"] | None = None
     urls: bool = False
+    exact: bool = False
 
 
 def read_picture(source: Picture, how: Reading | None = None) -> Image.Image:
@@ -125,7 +127,7 @@ def read_picture(source: Picture, how: Reading | None = None) -> Image.Image:
         how: choices; see `Reading`.
 
     Returns:
-        An RGB image.
+        An RGB image; with `how.exact` one in RGB or L.
 
     Raises:
         InputError: no such file, not a picture that is read, broken, larger than 64 million pixels, empty.
@@ -185,6 +187,8 @@ def array_to_image(array: Any, how: Reading | None = None) -> Image.Image:
         raise InputError(f"An array of {pixels.dtype} with shape {pixels.shape} is no picture.")
     if pixels.ndim == 3:
         pixels = _channels_last(pixels, how)
+    if how.exact and pixels.dtype not in (np.uint8, bool):
+        raise InputError(f"An array of {pixels.dtype} is not kept exactly, only uint8 and bool are; convert it first.")
     return _to_rgb(Image.fromarray(_to_uint8(pixels, "The array", how.white)), "The array", how)
 
 
@@ -321,6 +325,8 @@ def _to_rgb(image: Image.Image, name: str, how: Reading) -> Image.Image:
         raise InputError(f"{name} is {NOT_READ[image.format]}, which is not read; save it as a PNG first.")
     image.load()
     image = ImageOps.exif_transpose(image)
+    if how.exact:
+        return _exactly(image, name)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         image = _deep_grey(image, name, how)
     if image.mode in ("La", "RGBa"):  # premultiplied alpha
@@ -331,6 +337,17 @@ def _to_rgb(image: Image.Image, name: str, how: Reading) -> Image.Image:
         ground.paste(image, mask=image)
         return ground
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _exactly(image: Image.Image, name: str) -> Image.Image:
+    """RGB or grey ("L") with the very same levels."""
+    if image.has_transparency_data:
+        raise InputError(f"{name} has transparent parts, and only opaque pictures are kept exactly; flatten it first.")
+    if image.mode in ("1", "L"):
+        return image.convert("L")
+    if image.mode in ("RGB", "P"):
+        return image.convert("RGB")
+    raise InputError(f"{name} is of mode {image.mode}, and only 8-bit RGB and grey are kept exactly; convert it first.")
 
 
 def _deep_grey(image: Image.Image, name: str, how: Reading) -> Image.Image:

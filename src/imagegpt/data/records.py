@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imagegpt.codec.pictures import OnError, Picture, read_picture
+from imagegpt.codec.pictures import OnError, Picture, Reading, read_picture
 from imagegpt.errors import InputError
 
 Label: TypeAlias = "int | float | Sequence[Any]"
@@ -135,10 +135,10 @@ def read_records(
     return ((record, read_record(record, on_error)) for record in source.part(start, stop))
 
 
-def read_record(record: Record, on_error: OnError = "raise") -> Image.Image | str:
-    """A record's picture in RGB; see `read_records`."""
+def read_record(record: Record, on_error: OnError = "raise", how: Reading | None = None) -> Image.Image | str:
+    """A record's picture in RGB, or as `how` says; see `read_records`."""
     try:
-        return read_picture(record.picture)
+        return read_picture(record.picture, how)
     except InputError as error:
         told = str(error) if record.name in str(error) else f"{record.name}: {error}"
         if on_error == "raise":
