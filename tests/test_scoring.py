@@ -1,4 +1,4 @@
-"""Scores of data sets: the right rows in the file, whatever interrupts, by one process or several; and their pictures."""
+"""Scores of data sets: the right rows in the file, whatever interrupts, by one process or several; their pictures."""
 
 from __future__ import annotations
 
