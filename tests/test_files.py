@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imagegpt.errors import InputError
-from imagegpt.files import check_writable, write_text, write_whole
+from imagegpt.files import check_new_folder, check_writable, whole_folder, write_text, write_whole
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -137,3 +137,52 @@ def test_check_writable_raises_what_writing_would(tmp_path, where):
         write_text(tmp_path / where, "x")
     assert str(checked.value) == str(written.value)
     assert listing(tmp_path) == {"file": b"x"}
+
+
+def test_a_folder_takes_its_place_at_once(tmp_path):
+    with whole_folder(tmp_path / "new" / "out") as folder:
+        assert folder.parent == tmp_path / "new" and not (tmp_path / "new" / "out").exists()
+        write_text(folder / "a.txt", "a")
+    assert listing(tmp_path / "new" / "out") == {"a.txt": b"a"}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "out").mkdir()
+    with whole_folder(tmp_path / "out") as folder:
+        write_text(folder / "a.txt", "a")
+    assert listing(tmp_path / "out") == {"a.txt": b"a"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no"), OSError(errno.ENOSPC, "No space left")])
+def test_a_folder_that_is_not_finished_leaves_nothing_not_even_those_above(error, tmp_path):
+    with (
+        pytest.raises(InputError if isinstance(error, OSError) else type(error)),
+        whole_folder(tmp_path / "a" / "b" / "out") as folder,
+    ):
+        write_text(folder / "a.txt", "a")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_can_not_be_new_are_refused(tmp_path, monkeypatch):
+    write_text(tmp_path / "file", "mine")
+    (tmp_path / "full").mkdir()
+    write_text(tmp_path / "full" / "mine", "mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path, message in [
+        (tmp_path / "file", "file is a file; name a new or empty folder"),
+        (tmp_path / "full", "full holds something"),
+        (tmp_path / "link", "link is a file"),
+        (tmp_path / "file" / "out", "file is a file"),
+        (Path("."), "the folder that you are in"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            check_new_folder(path)
+
+    def refuse(path):
+        raise InputError("no")
+
+    monkeypatch.setattr("imagegpt.files.check_writable", refuse)
+    with pytest.raises(InputError, match=f"out can't be made: nothing can be written into {tmp_path}"):
+        check_new_folder(tmp_path / "a" / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -56,6 +57,56 @@ def make_folder(path: Path) -> None:
         raise InputError(f"The folder {path} can't be made: {error.strerror}.") from None
 
 
+def check_new_folder(path: Path) -> None:
+    """Refuse a folder that holds something already or can't be made, before any work; nothing is left behind.
+
+    Raises:
+        InputError: what is in the way.
+    """
+    if not path.name:
+        raise InputError(f"{path} is the folder that you are in; name a new one.")
+    if os.path.lexists(path) and not _is_empty(path):
+        what = "holds something" if path.is_dir() else "is a file"
+        raise InputError(f"{path} {what}; name a new or empty folder.")
+    above = path.parent
+    while not os.path.exists(above):
+        above = above.parent
+    try:
+        check_writable(above / path.name)
+    except InputError:
+        why = f"nothing can be written into {above}" if above.is_dir() else f"{above} is a file"
+        raise InputError(f"The folder {path} can't be made: {why}.") from None
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to be filled, which takes its place at once at the end, or goes if anything goes wrong.
+
+    Args:
+        path: a new or empty folder; those above it are made.
+
+    Raises:
+        InputError: see `check_new_folder`; or the disk is full.
+    """
+    check_new_folder(path)
+    missing = [above for above in path.parents if not above.exists()]
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        with _told(path):
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                path.rmdir()  # it is empty
+            temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for above in missing:
+            with suppress(OSError):
+                above.rmdir()
+        raise
+
+
 def write_array(
     archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], chunks: Iterable[NDArray[Any]]
 ) -> None:
@@ -84,6 +135,10 @@ def cache_folder() -> Path | None:
     from platformdirs import user_cache_path
 
     return user_cache_path("imagegpt", appauthor=False)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _beside(path: Path) -> Path:

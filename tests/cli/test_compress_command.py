@@ -95,10 +95,10 @@ def test_bad_input(command, data, tmp_path):
         (("compress", data, "--out", "b.igpt", "--limit", 0), "limit must be at least 1"),
         (("decompress", "absent.igpt", "--out", "back"), "absent.igpt can't be read"),
         (("decompress", "data/a/0.png", "--out", "back"), "not made by `imagegpt compress`"),
-        (("decompress", "a.igpt", "--out", "data"), "data holds something; choose a new or empty folder"),
+        (("decompress", "a.igpt", "--out", "data"), "data holds something; name a new or empty folder"),
         (("decompress", "a.igpt", "--out", "a.igpt"), "a.igpt is a file"),
         (("decompress", "a.igpt", "--out", "a.igpt/x"), "can't be made"),
-        (("decompress", "a.igpt", "--out", "."), "choose a new one"),
+        (("decompress", "a.igpt", "--out", "."), "name a new one"),
         (("decompress", "a.igpt", "--out", "back", "--device", "nowhere"), "nowhere"),
     ):
         code, _, err = command(*arguments)

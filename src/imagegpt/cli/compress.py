@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +11,8 @@ from cyclopts import Parameter
 from PIL import Image
 
 from imagegpt.cli.options import Json, ModelOptions, Whole, open_images, place_among_processes
-from imagegpt.cli.output import check_folder, keeping, print_record, working
-from imagegpt.errors import InputError
-from imagegpt.files import check_writable, make_folder
+from imagegpt.cli.output import keeping, print_record, working
+from imagegpt.files import check_new_folder, check_writable, make_folder, whole_folder
 from imagegpt.parts import folder_of
 
 if TYPE_CHECKING:
@@ -87,9 +82,9 @@ def decompress(
     """
     from imagegpt.compression import open_compressed
 
-    _check_new(out)
+    check_new_folder(out)
     found, began = open_compressed(file), time.perf_counter()
-    with _whole_folder(out) as folder:
+    with whole_folder(out) as folder:
         written = _write(found, found.open_model(model, device), folder)
     seconds = time.perf_counter() - began
     record = {"written": str(out), "pictures": len(written), "lossless": found.header.lossless}
@@ -106,32 +101,6 @@ def _facts(out: Path, report: Report, lossless: bool, seconds: float) -> dict[st
         facts["id_bits_per_picture"] = round(8 * report.id_bytes / report.pictures, 1)
         facts["pixel_bits_per_picture"] = round(8 * report.pixel_bytes / report.pictures, 1)
     return facts | {"seconds": round(seconds, 3), "pictures_per_s": round(report.made / seconds, 2)}
-
-
-def _check_new(out: Path) -> None:
-    if not out.name:
-        raise InputError(f"{out} is the folder that you are in; choose a new one as --out.")
-    if os.path.exists(out) and not (out.is_dir() and not any(out.iterdir())):
-        what = "holds something" if out.is_dir() else "is a file"
-        raise InputError(f"{out} {what}; choose a new or empty folder as --out.")
-    check_folder(out)
-
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when all went well, and else goes."""
-    make_folder(out.parent)
-    temporary = out.with_name(f".{out.name}-{os.getpid()}")
-    make_folder(temporary)
-    try:
-        yield temporary
-        if out.exists():
-            out.rmdir()  # it is empty
-        temporary.replace(out)
-    except OSError as error:
-        raise InputError(f"{out} can't be written: {error.strerror or error}.") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(found: Compressed, model: ImageGPT, folder: Path) -> list[str]:
