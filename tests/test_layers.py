@@ -49,6 +49,8 @@ LAYERS = {
     "anomaly": 4,
     "probe": 4,
     "compression": 4,
+    "onnx": 3,
+    "export": 4,
     "convert": 4,
     "studio": 5,
     "cli": 5,

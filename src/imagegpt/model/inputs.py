@@ -35,7 +35,8 @@ def without_old_name(input_ids: torch.Tensor | None, pixel_values: torch.Tensor 
 
 def behind_start(ids_BT: torch.Tensor, sos: int) -> torch.Tensor:
     """What predicts pictures' ids: SOS and all ids but the last, (B, T)."""
-    return torch.cat([ids_BT.new_full((len(ids_BT), 1), sos), ids_BT[:, :-1]], 1)
+    # Shortened last: a part that could have no ids would fix the length of exported programs.
+    return torch.cat([torch.full_like(ids_BT[:, :1], sos), ids_BT], 1)[:, :-1]
 
 
 def check_keywords(kwargs: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Checkpoints from other programs' layouts to Hugging Face's, and back."""

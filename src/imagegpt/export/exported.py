@@ -1,0 +1,62 @@
+"""What an export is, whatever it is to: where it is written, what lies beside, what is told of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imagegpt import checkpoint
+from imagegpt.codec.preprocessor_file import save_preprocessor
+from imagegpt.export.check import Difference
+from imagegpt.export.source import Source
+from imagegpt.files import whole_folder
+from imagegpt.onnx.metadata import Metadata
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        folder: where.
+        precision: of the weights.
+        files: name of each file -> its bytes.
+        differences: from the network in float32, of each output; none where nothing was checked.
+    """
+
+    folder: Path
+    precision: str
+    files: dict[str, int]
+    differences: Sequence[Difference]
+
+    def as_record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "written": str(self.folder),
+            "precision": self.precision,
+            "files": self.files,
+            "checked": [difference.as_record() for difference in self.differences],
+        }
+
+
+@contextmanager
+def export_folder(source: Source, out: Path) -> Iterator[Path]:
+    """A folder to write an export into, which becomes `out` with the model's config and processor, or nothing."""
+    with whole_folder(out) as folder:
+        yield folder
+        shutil.copyfile(source.folder / checkpoint.CONFIG, folder / checkpoint.CONFIG)
+        save_preprocessor(folder, source.codec, source.framing)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Name of each file of a folder -> its bytes."""
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+
+
+def metadata(source: Source, precision: str, classes: Sequence[str] = ()) -> Metadata:
+    """What an exported file says of its model."""
+    return Metadata(source.spec, source.codec, source.framing, source.fingerprint, precision, tuple(classes))
