@@ -41,6 +41,14 @@ def test_the_score_of_a_completed_part_is_too(model):
     np.testing.assert_allclose(-scores.surprise[:, 32:], drawn.log_probs[:, 32:], atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8"])
+def test_by_steps_it_is_the_sampler_s_in_any_precision(tiny_folder, precision):
+    model = ImageGPT.from_pretrained(tiny_folder, device="cpu", precision=precision)
+    drawn = model.sample(5, seed=3, log_probs=True)
+    found = model.score(drawn.images[0], steps=True)
+    np.testing.assert_allclose(found.log_likelihood, drawn.log_probs.sum(1), rtol=1e-6)
+
+
 def test_temperature_and_filters_do_not_count(model):
     drawn = model.sample(3, seed=3, log_probs=True, temperature=0.5, top_k=3)
     np.testing.assert_allclose(model.score_ids(drawn.ids).log_likelihood, drawn.log_probs.sum(1), rtol=1e-6)
@@ -153,6 +161,11 @@ def test_bert_has_a_pseudo_likelihood(bert, tiny_model, passes):
         surprise_T, entropy_T = scoring.pseudo_scores(state, tiny_model.config.to_dict(), ids_T, groups)
         np.testing.assert_allclose(scores.surprise[row], surprise_T, atol=2e-5)
         np.testing.assert_allclose(scores.entropy[row], entropy_T, atol=2e-5)
+
+
+def test_bert_has_no_steps(bert):
+    with pytest.raises(InputError, match="no steps"):
+        bert.score(pictures(1), steps=True)
 
 
 def test_bert_is_torch_s_and_its_passes_are_counted(bert, tiny_folder):

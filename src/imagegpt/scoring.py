@@ -30,7 +30,7 @@ class Scoring:
     Args:
         model: tells.
         source: the pictures, or their ids.
-        passes: of a bidirectional model; see `ImageGPT.score`.
+        passes, steps: see `ImageGPT.score`.
         maps: keep the surprise and the entropy of each id, in float16, and not their sums alone.
         on_error: what is done about a picture that can't be read: "raise", or "skip", which lists it.
         batch_size: pictures that are run together; default: what is fastest.
@@ -42,6 +42,7 @@ class Scoring:
     model: ImageGPT
     source: Source
     passes: int | None = None
+    steps: bool = False
     maps: bool = False
     on_error: OnError = "raise"
     batch_size: int | None = None
@@ -67,6 +68,7 @@ class Scoring:
             "framing": asdict(model.framing),
             "method": self.method,
             "passes": read_passes(self.passes, causal, model.spec.n_positions),
+            "steps": self.steps,
             "maps": self.maps,
             "precision": model.precision,
             "data": self.source.fingerprint(),
@@ -99,7 +101,13 @@ class Scoring:
             before = done
             done += len(batch) + len(batch.skipped)
             tell = progress and (lambda scored, _, before=before: progress(before + scored, stop - start))
-            how = {"passes": self.passes, "batch_size": self.batch_size, "backend": backend, "progress": tell}
+            how = {
+                "passes": self.passes,
+                "steps": self.steps,
+                "batch_size": self.batch_size,
+                "backend": backend,
+                "progress": tell,
+            }
             yield batch, model.score_ids(batch.ids_BT, **how)
 
     def run(

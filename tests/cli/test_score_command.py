@@ -74,6 +74,12 @@ def test_csv(model, expected, capsys):
     np.testing.assert_allclose([float(row["log_likelihood"]) for row in rows], expected.log_likelihood, rtol=1e-6)
 
 
+def test_by_steps(model, expected, capsys):
+    assert main(["score", "data", *model, "--steps", "--json"]) == 0
+    values = [entry["log_likelihood"] for entry in json.loads(capsys.readouterr().out)["images"]]
+    np.testing.assert_allclose(values, expected.log_likelihood, rtol=1e-6)
+
+
 def test_one_picture(model, expected, capsys):
     assert main(["score", "data/cat/1.png", *model, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

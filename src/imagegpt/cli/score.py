@@ -30,6 +30,7 @@ def score(
     heatmap: Path | None = None,
     maps: Annotated[bool, Parameter(negative="")] = False,
     passes: Whole | None = None,
+    steps: Annotated[bool, Parameter(negative="")] = False,
     batch_size: Whole | None = None,
     model: ModelOptions | None = None,
     options: DataOptions | None = None,
@@ -48,6 +49,7 @@ def score(
             the least likely ones.
         maps: keep surprise and entropy of each id in --out (.safetensors, .npz, .parquet), in float16.
         passes: of a bidirectional (BERT) model, whose pseudo-likelihood is told: each id is hidden in one of so many.
+        steps: run the very steps that would draw the pictures, as int8 always does; slow.
         batch_size: pictures that are run together; default: what is fastest.
         model: which model, and how it runs.
         options: which records count.
@@ -67,7 +69,7 @@ def score(
         check_format(out, maps)
         check_writable(out)
     source = options.open(data)
-    run = Scoring(model.open(), source, passes, maps, options.on_error, batch_size)
+    run = Scoring(model.open(), source, passes, steps, maps, options.on_error, batch_size)
     pictures = None if heatmap is None else ScorePictures(heatmap, run)
     if out is None:
         _print(run, pictures, JsonPrinter() if json_ else CsvPrinter() if csv_ else TablePrinter())
