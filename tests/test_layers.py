@@ -52,6 +52,7 @@ LAYERS = {
     "onnx": 3,
     "export": 4,
     "convert": 4,
+    "hub": 4,
     "studio": 5,
     "cli": 5,
     "__main__": 6,

@@ -39,6 +39,8 @@ app.command("imagegpt.cli.finetune:finetuner", name="finetune", help="Make a cla
 app.command("imagegpt.cli.convert:convert", name="convert", help="Read OpenAI's TensorFlow checkpoints, and back.")
 app.command("imagegpt.cli.download:download", name="download", help="Fetch OpenAI's TensorFlow checkpoints.")
 app.command("imagegpt.cli.export:export", name="export", help="Write a model in a form that others run: ONNX, torch.")
+app.command("imagegpt.cli.push:push", name="push", help="Put a model on the Hugging Face Hub.")
+app.command("imagegpt.cli.pull:pull", name="pull", help="Fetch a model from the Hugging Face Hub into a folder.")
 app.command("imagegpt.cli.palette:palette", name="palette", help="Fit a palette to your pictures, or look at one.")
 app.command("imagegpt.cli.bench:bench", name="bench", help="Measure how fast this machine is.")
 app.command("imagegpt.cli.plan:plan", name="plan", help="Say what a training run will cost.")
