@@ -122,6 +122,26 @@ def read_classes(folder: Path) -> tuple[str, ...]:
         ) from None
 
 
+def stored_heads(
+    folder: Path, spec: ModelSpec, stored: Mapping[str, Any] | None
+) -> tuple[Heads | None, tuple[str, ...]]:
+    """The heads that a folder's weights must have, and the classes that it tells.
+
+    Args:
+        folder: the model's.
+        spec: its numbers.
+        stored: what is in its weights by their headers (`stored_tensors`); `None` where these do not tell.
+
+    Returns:
+        Heads for `check_weights`, `None` for the one that draws; names of classes, none without a class head.
+    """
+    if stored is None or SCORE not in stored:
+        return None, ()
+    classes = read_classes(folder)
+    draws = {HEAD: spec.num_colors} if HEAD in stored else {}
+    return {**draws, SCORE: len(classes)}, classes
+
+
 def weights_file(folder: Path) -> Path:
     """The file that holds a folder's weights, or the index of its shards."""
     for name in WEIGHT_FILES:

@@ -57,6 +57,26 @@ def make_folder(path: Path) -> None:
         raise InputError(f"The folder {path} can't be made: {error.strerror}.") from None
 
 
+def check_folder(path: Path, told: Path | None = None) -> None:
+    """Refuse a folder that can't be made or written into, before any work; nothing is left behind.
+
+    Args:
+        path: the folder.
+        told: what the message calls it; default: its path.
+
+    Raises:
+        InputError: what is in the way.
+    """
+    there = path
+    while not os.path.exists(there):
+        there = there.parent
+    try:
+        check_writable(there / "picture.png")
+    except InputError:
+        why = f"nothing can be written into {there}" if there.is_dir() else f"{there} is a file"
+        raise InputError(f"The folder {told or path} can't be made: {why}.") from None
+
+
 def check_new_folder(path: Path) -> None:
     """Refuse a folder that holds something already or can't be made, before any work; nothing is left behind.
 
@@ -68,14 +88,7 @@ def check_new_folder(path: Path) -> None:
     if os.path.lexists(path) and not _is_empty(path):
         what = "holds something" if path.is_dir() else "is a file"
         raise InputError(f"{path} {what}; name a new or empty folder.")
-    above = path.parent
-    while not os.path.exists(above):
-        above = above.parent
-    try:
-        check_writable(above / path.name)
-    except InputError:
-        why = f"nothing can be written into {above}" if above.is_dir() else f"{above} is a file"
-        raise InputError(f"The folder {path} can't be made: {why}.") from None
+    check_folder(path.parent, path)
 
 
 @contextmanager

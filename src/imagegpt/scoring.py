@@ -19,7 +19,7 @@ from imagegpt.parts import Parts, recorded, refuse_existing
 from imagegpt.pipeline import ImageGPT
 
 PART, GPU_PART = 256, 4096  # pictures: what a kill may cost, against the number of files
-BATCH = 32  # pictures of a stream that are told together
+BATCH = 64  # pictures of a stream that are told together: as many as a GPU runs at once
 Watch = Callable[[Ids, Scores], None]
 
 

@@ -117,6 +117,11 @@ class ModelSpec:
         """How many attention heads layer `layer` has left."""
         return self.n_head - len(set((self.pruned_heads or {}).get(layer, ())))
 
+    def attention_scale(self, layer: int) -> float:
+        """Factor of a layer's attention scores."""
+        scale = 1 / math.sqrt(self.head_width) if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
     @property
     def square_grid(self) -> tuple[int, int]:
         """The grid `(height, width)` where nothing else names one: a square of `n_positions` ids."""

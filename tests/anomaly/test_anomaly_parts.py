@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imagegpt.anomaly.parts import split
+from imagegpt.anomaly.splitting import split
 from imagegpt.data.sources import open_source
 from imagegpt.errors import InputError
 from making import KINDS, ids_of, tokenise

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from anomalies import FPR, fitted, noisy, striped, write
-from imagegpt import ImageGPT
-from imagegpt.anomaly import Detector, detector, fitting
+from imagegpt import ImageGPT, scoring
+from imagegpt.anomaly import Detector, detector
 from imagegpt.anomaly.background import Counter
 from imagegpt.anomaly.calibration import p_values
 from imagegpt.anomaly.methods import METHODS, Methods
-from imagegpt.anomaly.parts import split
+from imagegpt.anomaly.splitting import split
 from imagegpt.anomaly.statistics import measure
 from imagegpt.checkpoint import fingerprint
 from imagegpt.data.sources import open_source
@@ -91,7 +91,7 @@ def test_the_held_out_pictures_are_flagged_at_the_rate(made, fpr):
 
 
 def test_pictures_files_and_ids_are_scored_alike(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "BATCH", 64)
+    monkeypatch.setattr(scoring, "BATCH", 64)
     pictures = [*striped(60, seed=4), *noisy(20)]
     expected = made.score(pictures)
     files = open_source(write(tmp_path / "files", pictures))
@@ -143,7 +143,7 @@ def test_bad_pictures(made, tiny_folder, tmp_path):
     assert len([sentence for batch, _ in batches for sentence in batch.skipped]) == 3
     for path in folder.iterdir():
         path.write_bytes(b"nothing")
-    assert [len(verdicts) for _, verdicts in made.score_source(open_source(folder), on_error="skip")] == [0]
+    assert not any(len(verdicts) for _, verdicts in made.score_source(open_source(folder), on_error="skip"))
     with pytest.raises(InputError, match="none of the 40 pictures for the background"):
         Detector.fit(model, folder, fpr=FPR, on_error="skip")
 
@@ -211,5 +211,5 @@ def test_another_palette(made, folder, tmp_path):
 
 
 def test_batches_do_not_matter(made, tiny_folder, monkeypatch):
-    monkeypatch.setattr(fitting, "BATCH", 7)
+    monkeypatch.setattr(scoring, "BATCH", 7)
     np.testing.assert_allclose(fitted(tiny_folder).fitted.heldout_HS, made.fitted.heldout_HS, rtol=1e-5)

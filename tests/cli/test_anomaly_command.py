@@ -87,7 +87,7 @@ def test_people_get_a_table(anomaly):
 
 
 def test_tables_of_many_pictures_come_one_by_one(anomaly, monkeypatch):
-    monkeypatch.setattr("imagegpt.anomaly.fitting.BATCH", 64)
+    monkeypatch.setattr("imagegpt.scoring.BATCH", 64)
     monkeypatch.setattr("imagegpt.cli.anomaly.TABLE", 70)
     assert anomaly("score", "made.safetensors", "normal")[1].count("p-value") == 2
     monkeypatch.setattr("imagegpt.cli.anomaly.TABLE", 80)

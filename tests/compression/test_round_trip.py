@@ -18,7 +18,8 @@ from imagegpt.compression.coder import Encoder
 from imagegpt.compression.container import Fields, pack_short, read_file, write_file
 from imagegpt.compression.frequencies import from_logits
 from imagegpt.compression.ids import check_colors, code_ids
-from imagegpt.compression.reading import read_batches, source_of
+from imagegpt.compression.reading import read_batches
+from imagegpt.data.records import source_of
 from imagegpt.data.sources import open_source
 from imagegpt.errors import InputError, MissingExtra
 from making import tokenise

@@ -21,7 +21,7 @@ from imagegpt.anomaly.methods import DEFAULT, METHODS, check_method
 from imagegpt.anomaly.statistics import STATISTICS, measure
 from imagegpt.codec.pictures import OnError, Picture
 from imagegpt.data.ids import Ids
-from imagegpt.data.records import Record, Source
+from imagegpt.data.records import Source, source_of
 from imagegpt.data.sources import open_source
 from imagegpt.errors import InputError
 from imagegpt.painting import Progress
@@ -217,12 +217,7 @@ def _source(normal: Normal) -> Source:
         return normal
     if isinstance(normal, (str, Path)):
         return open_source(normal)
-    pictures = list(normal)
-
-    def records(start: int, stop: int) -> Iterator[Record]:
-        return (Record(f"picture {number}", pictures[number]) for number in range(start, stop))
-
-    return Source("the pictures", len(pictures), records)
+    return source_of(list(normal))
 
 
 def _check_fits(model: ImageGPT, facts: Facts) -> None:

@@ -17,17 +17,18 @@ from imagegpt.anomaly.background import Background, Counter
 from imagegpt.anomaly.calibration import check_rate
 from imagegpt.anomaly.compressors import Compressor, check_compressor, compressor_version
 from imagegpt.anomaly.fitted import Facts, Fitted
-from imagegpt.anomaly.parts import split
+from imagegpt.anomaly.splitting import split
 from imagegpt.anomaly.statistics import STATISTICS, measure
 from imagegpt.codec.pictures import OnError
 from imagegpt.data.ids import Ids, read_ids
 from imagegpt.data.records import Source
+from imagegpt.engine.score import method_of
 from imagegpt.errors import InputError
 from imagegpt.painting import Progress
 from imagegpt.pipeline import ImageGPT
+from imagegpt.scoring import Scoring
 
 MUTATION = 0.1  # part of the ids that are drawn anew before the background counts them (Ren et al. 2019)
-BATCH = 256  # pictures whose numbers are in memory together
 
 
 def fit_to(
@@ -64,7 +65,7 @@ def fit_to(
     facts = Facts(
         model=name,
         **belongings(model),
-        scored_by="likelihood" if checkpoint.is_causal(model.path) else "pseudo-likelihood",
+        scored_by=method_of(checkpoint.is_causal(model.path)),
         compressor=compressor,
         compressor_version=compressor_version(compressor),
         mutation=MUTATION,
@@ -100,14 +101,10 @@ def measured_batches(
         on_error: "raise", or "skip" what can't be read.
         progress: called with (pictures done, pictures in all).
     """
-    done = 0
-    for batch in read_ids(source, model.codec, model.framing, on_error, batch=BATCH):
+    for batch, scores in Scoring(model, source, on_error=on_error).stream(backend=backend, progress=progress):
         x_BS = np.empty((0, len(STATISTICS)))
         if len(batch):
-            tell = progress and (lambda now, _, before=done: progress(before + now, len(source)))
-            scores = model.score_ids(batch.ids_BT, backend=backend, progress=tell)
             x_BS = measure(batch.ids_BT, scores, background, model.codec, compressor)
-        done += len(batch) + len(batch.skipped)
         yield batch, x_BS
 
 

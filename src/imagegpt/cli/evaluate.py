@@ -16,10 +16,10 @@ from imagegpt import __version__
 from imagegpt.checkpoint import fingerprint
 from imagegpt.classifier import Classifier
 from imagegpt.cli.options import DataOptions, Json, PredictionOptions, RunOptions
-from imagegpt.cli.output import check_folder, print_record, working
+from imagegpt.cli.output import print_record, working
 from imagegpt.errors import MissingExtra
 from imagegpt.evaluation import Evaluation, Report
-from imagegpt.files import make_folder, write_text
+from imagegpt.files import check_folder, make_folder, write_text
 from imagegpt.probe.plot import plot_confusion, plot_reliability
 
 WORST = 20  # classes that are shown to people

@@ -20,7 +20,7 @@ from rich.table import Table
 from imagegpt import __version__
 from imagegpt.cli.options import PaintOptions
 from imagegpt.errors import InputError, Interrupted
-from imagegpt.files import check_writable, make_folder, write_whole
+from imagegpt.files import check_folder, check_writable, make_folder, write_whole
 from imagegpt.painting import Progress as OnProgress
 
 SHEET_FORMATS = (".png", ".webp", ".jpg", ".jpeg")
@@ -64,18 +64,6 @@ class Output:
             options = {"pnginfo": text}
         write_whole(path, lambda temporary: image.save(temporary, **options))
         return str(path)
-
-
-def check_folder(path: Path) -> None:
-    """Refuse a folder that can't be made or written, before the pictures are painted; make nothing yet."""
-    there = path
-    while not os.path.exists(there):
-        there = there.parent
-    try:
-        check_writable(there / "picture.png")
-    except InputError:
-        reason = f"nothing can be written into {there}" if there.is_dir() else f"{there} is a file"
-        raise InputError(f"The folder {path} can't be made: {reason}.") from None
 
 
 @contextmanager

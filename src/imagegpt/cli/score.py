@@ -11,11 +11,11 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 
 from imagegpt.cli.options import DataOptions, Json, ModelOptions, Whole, place_among_processes
-from imagegpt.cli.output import check_folder, keeping, print_record, working
+from imagegpt.cli.output import keeping, print_record, working
 from imagegpt.cli.score_output import CsvPrinter, JsonPrinter, Printer, TablePrinter
 from imagegpt.engine.score import bits_per_dim
 from imagegpt.errors import InputError
-from imagegpt.files import check_writable
+from imagegpt.files import check_folder, check_writable
 from imagegpt.parts import folder_of
 from imagegpt.score_file import check_format, entries, read_scores
 from imagegpt.score_pictures import ScorePictures

@@ -20,9 +20,9 @@ from imagegpt.compression.batches import Codec, encode_batch
 from imagegpt.compression.coder import Encoder
 from imagegpt.compression.container import MOST_ROWS, MOST_TOLD, Header, read_file, write_file
 from imagegpt.compression.ids import Tell, check_colors
-from imagegpt.compression.reading import read_batches, source_of
+from imagegpt.compression.reading import read_batches
 from imagegpt.data.ids import check_tokens
-from imagegpt.data.records import Source
+from imagegpt.data.records import Source, source_of
 from imagegpt.data.sources import open_source
 from imagegpt.engine.backends import choose_backend
 from imagegpt.errors import InputError, check_count

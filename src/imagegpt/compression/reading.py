@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imagegpt.codec.pictures import Picture, Reading
+from imagegpt.codec.pictures import Reading
 from imagegpt.compression.batches import BATCH_PIXELS, MOST_NAME, Batch, Codec
 from imagegpt.data.ids import check_colours
 from imagegpt.data.records import Record, Source, read_record
-from imagegpt.errors import InputError
 from imagegpt.sequence import flatten
 
 EXACT = Reading(exact=True)
@@ -51,20 +50,6 @@ def read_batches(source: Source, codec: Codec, start: int, stop: int) -> Iterato
             waiting = []
         waiting.append(picture)
     yield _batch(waiting, codec)
-
-
-def source_of(pictures: list[Picture]) -> Source:
-    """Pictures in memory, or paths, as a source."""
-    if not pictures:
-        raise InputError("No picture was given.")
-
-    def records(start: int, stop: int) -> Iterator[Record]:
-        for number in range(start, stop):
-            picture = pictures[number]
-            named = isinstance(picture, (str, os.PathLike))
-            yield Record(str(picture) if named else f"Picture {number}", picture)
-
-    return Source("the pictures", len(pictures), records)
 
 
 def name_in(record: Record, source: Source) -> str | None:

@@ -205,3 +205,17 @@ def _content(record: Record) -> bytes:
         return held
     array = np.asarray(held)
     return f"{array.dtype.str} {array.shape} ".encode() + array.tobytes()
+
+
+def source_of(pictures: list[Picture]) -> Source:
+    """Pictures in memory, or paths, as a source."""
+    if not pictures:
+        raise InputError("No picture was given.")
+
+    def records(start: int, stop: int) -> Iterator[Record]:
+        for number in range(start, stop):
+            picture = pictures[number]
+            named = isinstance(picture, (str, os.PathLike))
+            yield Record(str(picture) if named else f"Picture {number}", picture)
+
+    return Source("the pictures", len(pictures), records)

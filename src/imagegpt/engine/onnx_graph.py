@@ -12,7 +12,6 @@ Shape suffixes: B rows, S new ids, M positions of the cache, D width, N heads, H
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -102,11 +101,6 @@ class GraphBuilder:
         """What each id attends to (B, S, N H), from queries, keys and values (B, S, 3 N H)."""
         raise NotImplementedError
 
-    def scale(self, layer: int) -> float:
-        """Factor of a layer's attention scores."""
-        scale = 1 / math.sqrt(self.spec.head_width) if self.spec.scale_attn_weights else 1.0
-        return scale / (layer + 1) if self.spec.scale_attn_by_inverse_layer_idx else scale
-
     def product(self, x: str, inner: int, name: str, bias: bool = False, output: str | None = None) -> str:
         """x, `inner` wide, times a weight, plus its bias if asked for."""
         output = output or f"{name}.out"
@@ -193,7 +187,11 @@ class _DecoderBuilder(GraphBuilder):
             self.input(f"past.{name}", kind, ["B", heads, "M", spec.head_width])
             self.output(f"present.{name}", kind, ["B", heads, "M", spec.head_width])
         inputs = [qkv, "", "", *(f"past.{name}" for name in names), "last", "total"]
-        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": heads, "scale": self.scale(layer)}
+        attributes: dict[str, Any] = {
+            "num_heads": heads,
+            "kv_num_heads": heads,
+            "scale": self.spec.attention_scale(layer),
+        }
         if scales:
             inputs += [""] * 5 + scales
             attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}

@@ -31,7 +31,7 @@ class PictureBuilder(GraphBuilder):
         onnxruntime's attention operators compute all T x T scores of which half is thrown away, and go through them
         more often: they take twice the time (docs/log.md).
         """
-        heads, scale = self.spec.heads(layer), self.scale(layer)
+        heads, scale = self.spec.heads(layer), self.spec.attention_scale(layer)
         parts = self._heads_of(layer, qkv)
         attended = []
         for start, end in query_blocks(self.spec.n_positions):

@@ -10,7 +10,6 @@ Shape suffixes: B rows, S new ids, P ids before them, M = P + S, D width, N head
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,7 +155,7 @@ class GraphBuilder:
     def _attention(self, layer: int, queries: str, keys: str, values: str) -> str:
         """What each new id attends to: (B, N, S, H) of each to the same."""
         keys, values = self.remember(layer, keys, values)
-        scale = self.constant(_scale(self.spec, layer), np.float32)
+        scale = self.constant(self.spec.attention_scale(layer), np.float32)
         scaled = self.op("Mul", self.as_float(queries), scale)
         scores = self.op("MatMul", scaled, self.op("Transpose", self.as_float(keys), perm=[0, 1, 3, 2]))
         if self._mask is not None:
@@ -195,9 +194,3 @@ class GraphBuilder:
         product = self.op("MatMulInteger", levels, self.weight(f"{name}{LEVELS}"), middle, zero)
         scaled = self.op("Mul", self.op("Cast", product, to=TensorProto.FLOAT), self.weight(f"{name}{SCALES}"))
         return self.op("Mul", scaled, scale)
-
-
-def _scale(spec: ModelSpec, layer: int) -> float:
-    """Factor of a layer's attention scores."""
-    scale = 1 / math.sqrt(spec.head_width) if spec.scale_attn_weights else 1.0
-    return scale / (layer + 1) if spec.scale_attn_by_inverse_layer_idx else scale

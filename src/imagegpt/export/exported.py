@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ from typing import Any
 from imagegpt import checkpoint
 from imagegpt.codec.preprocessor_file import save_preprocessor
 from imagegpt.export.check import Difference
-from imagegpt.export.source import Source
-from imagegpt.files import whole_folder
+from imagegpt.export.options import Function, check_hidden
+from imagegpt.export.source import Source, open_source
+from imagegpt.files import check_new_folder, whole_folder
 from imagegpt.onnx.metadata import Metadata
 
 
@@ -41,6 +43,18 @@ class Exported:
             "files": self.files,
             "checked": [difference.as_record() for difference in self.differences],
         }
+
+
+def begin(
+    model: str | os.PathLike[str], out: str | os.PathLike[str], only: Sequence[Function] | None, hidden: Sequence[int]
+) -> tuple[Path, Source, Sequence[Function]]:
+    """Check what is asked for: the folder to make, the opened model, and the functions to export."""
+    target = Path(out)
+    check_new_folder(target)
+    source = open_source(checkpoint.find_model(os.fspath(model)))
+    functions = source.choose(only)
+    check_hidden(hidden, source.spec.n_layer, functions)
+    return target, source, functions
 
 
 @contextmanager

@@ -10,17 +10,15 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from imagegpt.checkpoint import find_model
 from imagegpt.errors import InputError
 from imagegpt.export.blocks import GraphBuilder
 from imagegpt.export.check import Difference, Outputs, check_ids, compare, in_two_parts
-from imagegpt.export.exported import Exported, export_folder, metadata, sizes
+from imagegpt.export.exported import Exported, begin, export_folder, metadata, sizes
 from imagegpt.export.graphs import IDS, LOGITS, build
 from imagegpt.export.onnx_file import LIMIT, as_model, write_embedded, write_external
-from imagegpt.export.options import FILES, Function, OnnxPrecision, check_hidden
-from imagegpt.export.source import Parameters, Source, open_source
+from imagegpt.export.options import FILES, Function, OnnxPrecision
+from imagegpt.export.source import Parameters, Source
 from imagegpt.export.weights import Weight, find_weight
-from imagegpt.files import check_new_folder
 from imagegpt.onnx import InferenceSession, OnnxDecoder
 
 DATA = "model.onnx_data"
@@ -56,11 +54,7 @@ def export_onnx(
     """
     if precision not in get_args(OnnxPrecision):
         raise InputError(f"ONNX export has the precisions {', '.join(get_args(OnnxPrecision))}, not {precision!r}.")
-    target = Path(out)
-    check_new_folder(target)
-    source = open_source(find_model(os.fspath(model)))
-    functions = source.choose(only)
-    check_hidden(hidden, source.spec.n_layer, functions)
+    target, source, functions = begin(model, out, only, hidden)
     builders: dict[Function, GraphBuilder] = {
         name: build(source, name, precision, hidden if name == "model" else ()) for name in functions
     }

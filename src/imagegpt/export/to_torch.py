@@ -12,14 +12,12 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from imagegpt.checkpoint import find_model
 from imagegpt.errors import InputError, reason
 from imagegpt.export.check import Difference, check_ids, compare
-from imagegpt.export.exported import Exported, export_folder, metadata, sizes
+from imagegpt.export.exported import Exported, begin, export_folder, metadata, sizes
 from imagegpt.export.networks import empty_past, load_functions, run_function
-from imagegpt.export.options import FILES, Function, TorchPrecision, check_hidden
-from imagegpt.export.source import Source, open_source
-from imagegpt.files import check_new_folder
+from imagegpt.export.options import FILES, Function, TorchPrecision
+from imagegpt.export.source import Source
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXTRA = "imagegpt.json"  # the file in the program that says which model it is
@@ -53,11 +51,7 @@ def export_torch(
     """
     if precision not in get_args(TorchPrecision):
         raise InputError(f"Programs of torch have the precisions {', '.join(DTYPES)}, not {precision!r}.")
-    target = Path(out)
-    check_new_folder(target)
-    source = open_source(find_model(os.fspath(model)))
-    functions = source.choose(only)
-    check_hidden(hidden, source.spec.n_layer, functions)
+    target, source, functions = begin(model, out, only, hidden)
     with export_folder(source, target) as folder, torch.no_grad():
         networks = load_functions(source, functions, hidden, DTYPES[precision])
         for function in functions:

@@ -57,11 +57,7 @@ def check_weights(folder: Path) -> tuple[int, tuple[str, ...]]:
         classes = _classes_of_bin(folder)
         heads = [len(classes) or (0 if spec.tie_word_embeddings else spec.num_colors)]
         return sum(map(math.prod, shapes)) + sum(heads) * spec.n_embd, classes
-    heads, classes = None, ()
-    if checkpoint.SCORE in stored:
-        classes = checkpoint.read_classes(folder)
-        draws = {checkpoint.HEAD: spec.num_colors} if checkpoint.HEAD in stored else {}
-        heads = {**draws, checkpoint.SCORE: len(classes)}
+    heads, classes = checkpoint.stored_heads(folder, spec, stored)
     checkpoint.check_weights(folder, spec, heads)
     return sum(math.prod(shape) for shape in checkpoint.expected_shapes(spec, heads).values()), classes
 

@@ -92,9 +92,7 @@ class ImageGPTAttention(nn.Module):
         self.is_cross_attention = is_cross_attention
         self.num_heads = spec.n_head
         self.head_dim = spec.head_width
-        self.scaling = spec.head_width**-0.5 if spec.scale_attn_weights else 1.0
-        if spec.scale_attn_by_inverse_layer_idx:
-            self.scaling /= layer_idx + 1
+        self.scaling = spec.attention_scale(layer_idx)
         self.c_attn = Conv1D((2 if is_cross_attention else 3) * spec.n_embd, spec.n_embd)
         if is_cross_attention:
             self.q_attn = Conv1D(spec.n_embd, spec.n_embd)
