@@ -23,7 +23,7 @@ from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTI
 from transformers.models.imagegpt.image_processing_pil_imagegpt import color_quantize
 
 from imagegpt.checkpoint import find_model
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec
 from imagegpt.codec.preprocessor_file import load_preprocessor
 from imagegpt.codec.processor import ImageGPTImageProcessor
 from imagegpt.engine.machine import seconds
@@ -38,8 +38,8 @@ def processor(*, repeats: int = 3) -> None:
         repeats: of each side, in turn; medians count.
     """
     codec, _ = load_preprocessor(find_model("nano"))
-    ours: Any = ImageGPTImageProcessor(codec.clusters, size=32)
-    peer = Peer(codec.clusters, size={"height": 32, "width": 32})
+    ours: Any = ImageGPTImageProcessor(codec.colors, size=32)
+    peer = Peer(codec.colors, size={"height": 32, "width": 32})
     codec.encode(_pictures(512))  # the table is there, as after the first second of any large job
     record: dict[str, Any] = {"benchmark": "processor"}
     for count in (1, 64, 4096):
@@ -75,8 +75,8 @@ def _jpeg(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _peer_ids(scaled: np.ndarray, codec: PaletteCodec) -> np.ndarray:
-    return color_quantize(scaled, codec.clusters)
+def _peer_ids(scaled: np.ndarray, codec: Codec) -> np.ndarray:
+    return color_quantize(scaled, codec.colors)
 
 
 def _compare(
@@ -92,7 +92,7 @@ def _compare(
     return {side: round(value, 1) for side, value in medians.items()} | {"ratio": round(ratio, 1)}
 
 
-def _peak_mib(codec: PaletteCodec, pictures: np.ndarray) -> float:
+def _peak_mib(codec: Codec, pictures: np.ndarray) -> float:
     tracemalloc.start()
     ids = codec.encode(pictures)
     _, peak = tracemalloc.get_traced_memory()

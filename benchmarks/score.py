@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import Framing
-from imagegpt.codec.preprocessor_file import find_palette, save_preprocessor
+from imagegpt.codec.preprocessor_file import find_codec, save_preprocessor
 from imagegpt.config import ImageGPTConfig
 from imagegpt.engine.cost import forward_flops
 from imagegpt.engine.features import inputs_of
@@ -81,8 +80,7 @@ def _save(spec: ModelSpec, folder: Path) -> None:
     torch.manual_seed(0)
     shape: dict[str, Any] = {"n_embd": spec.n_embd, "n_layer": spec.n_layer, "n_head": spec.n_head}
     ImageGPTForCausalImageModeling(ImageGPTConfig(**shape)).save_pretrained(folder)
-    codec: PaletteCodec = find_palette("nano")
-    save_preprocessor(folder, codec, Framing(32, 32))
+    save_preprocessor(folder, find_codec("nano"), Framing(32, 32))
 
 
 def _peer(spec: ModelSpec, folder: Path) -> Run:

@@ -66,3 +66,37 @@ def tiny_folder(tiny_model, tmp_path_factory) -> Path:
 def folder(tiny_folder, tmp_path):
     """A model folder that a test may spoil."""
     return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_vqvae():
+    """A codec of 16 codes for 2 x 2 pixels each: as many as the tiny model has colours."""
+    import torch
+
+    from imagegpt.codec.vqvae.config import VQVAEConfig
+    from imagegpt.codec.vqvae.model import VQVAE
+
+    torch.manual_seed(0)
+    return VQVAE(VQVAEConfig(factor=2, num_codes=COLORS, code_width=4, width=8, blocks=1, block_width=4)).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_coded_folder(tiny_config, tiny_vqvae, tmp_path_factory) -> Path:
+    """A model folder whose ids are codes: 8 x 8 of them, for 16 x 16 pixels. Tests only read it."""
+    import torch
+
+    from imagegpt.codec.pictures import Framing
+    from imagegpt.codec.preprocessor_file import save_preprocessor
+    from imagegpt.model.heads import ImageGPTForCausalImageModeling
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("models") / "coded"
+    ImageGPTForCausalImageModeling(tiny_config).save_pretrained(folder)
+    save_preprocessor(folder, tiny_vqvae, Framing(16, 16))
+    return folder
+
+
+@pytest.fixture(params=["palette", "codes"])
+def either_folder(request) -> Path:
+    """The tiny model with either codec, whichever it is: what comes after it must not care. Tests only read it."""
+    return request.getfixturevalue({"palette": "tiny_folder", "codes": "tiny_coded_folder"}[request.param])

@@ -104,6 +104,8 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
         return self._send(200, about)
 
     def _file(self, files: dict[str, bytes], name: str) -> None:
+        if name not in files:
+            return self._send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
         content = files[name]
         told = {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": self.sha(files)}
         if self.command == "GET" and name in self.short:

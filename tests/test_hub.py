@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from fake_hub import TOKEN, serving_hub
-from imagegpt import ImageGPT
+from imagegpt import ImageGPT, ImageGPTImageProcessor
 from imagegpt.checkpoint import fingerprint
 from imagegpt.errors import InputError
 from imagegpt.hub.transfer import make_card, pull, push
@@ -51,6 +51,24 @@ def test_a_model_goes_there_and_comes_back(hub, folder, tmp_path):
     assert (record["card"], record["left_out"], record["revision"]) == ("generated", [], "main")
     assert not hub.private
     ImageGPT.from_pretrained(tmp_path / "new/back")
+
+
+def test_a_codec_that_is_a_network_goes_along(hub, tiny_coded_folder, tmp_path):
+    codec = ImageGPT(tiny_coded_folder).codec
+    record = push(tiny_coded_folder, ID)
+    assert {"vqvae/config.json", "vqvae/model.safetensors"} <= set(record["files"]) and record["left_out"] == []
+    card = hub.repos[ID]["main"]["README.md"].decode()
+    assert "as 8 x 8 ids of a VQ-VAE of 16 codes for 2 x 2 pixels, and draws them" in card
+    assert f"| codec | {codec.name}, fingerprint `{codec.fingerprint}` |" in card
+    hub.repos[ID]["main"]["runs/config.json"] = b"{}"
+    back = pull(ID, tmp_path / "back")
+    assert back["files"] == record["files"] and not (tmp_path / "back" / "runs").exists()
+    for opened in (
+        ImageGPT(tmp_path / "back"),
+        ImageGPT.from_pretrained(ID),
+        ImageGPTImageProcessor.from_pretrained(ID),
+    ):
+        assert opened.codec.fingerprint == codec.fingerprint
 
 
 def test_the_same_again_is_no_harm(hub, folder):

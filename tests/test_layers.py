@@ -1,4 +1,4 @@
-"""The layer rule of the design: a file imports only from lower layers and from its own folder."""
+"""The rules of the design that sources can break: who imports from where, and who asks which codec it has."""
 
 from __future__ import annotations
 
@@ -173,3 +173,66 @@ def test_every_public_name_can_be_had_and_no_other():
         assert getattr(imagegpt, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = imagegpt.nothing
+
+
+# --- nothing outside of codec/ asks which codec it has
+
+KINDS = ("palette", "nearest", "tables", "torch_nearest", "fit", "network", "vqvae", "diffusers_vq", "levels")
+# What makes a codec, or hands the classes on; nothing that uses one is here.
+MAKERS = {
+    "cli.palette": "fits a palette",
+    "convert.openai": "reads the colours of OpenAI's checkpoints",
+    "train.dataset": "fits a palette before the first step",
+    "train.codec_task": "trains a VQ-VAE",
+    "train.codec_objective": "trains a VQ-VAE",
+    "data.pixels": "hands pixels themselves on, as ids of which each is a colour",
+    "registration": "puts the classes behind transformers' names",
+}
+CLASSES = {"PaletteCodec", "VQVAE", "DiffusersVQ", "LevelsCodec", "NetworkCodec"}
+USERS = [path for path in FILES if not module_of(path).startswith("imagegpt.codec.")]
+
+
+def told_apart(source, module):
+    """What of a source asks which codec it has: imports, checks of a class, and what only some codecs have."""
+    for name in imports_of(source, module):
+        if name.split(".")[1:2] == ["codec"] and name.split(".")[2:3] and name.split(".")[2] in KINDS:
+            yield f"imports {name}"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr == "clusters":
+            yield "reads .clusters"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass", "type"):
+            yield from (
+                f"checks for {part.id}"
+                for argument in node.args
+                for part in ast.walk(argument)
+                if isinstance(part, ast.Name) and part.id in CLASSES
+            )
+
+
+@pytest.mark.parametrize("path", USERS, ids=module_of)
+def test_nothing_outside_of_codec_asks_which_codec_it_has(path):
+    module = module_of(path)
+    if module.removeprefix("imagegpt.") not in MAKERS:
+        assert list(told_apart(path.read_text(encoding="utf-8"), module)) == []
+
+
+def test_only_what_makes_a_codec_is_excepted():
+    of = {module_of(path).removeprefix("imagegpt."): path for path in USERS}
+    for module in MAKERS:
+        assert list(told_apart(of[module].read_text(encoding="utf-8"), f"imagegpt.{module}")), module
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from imagegpt.codec.palette import PaletteCodec",
+        "def f():\n    from imagegpt.codec.vqvae.model import VQVAE",
+        "from imagegpt.codec import palette",
+        "from .codec.vqvae import model",
+        "colors = model.codec.clusters",
+        "if isinstance(codec, (int, PaletteCodec)): pass",
+        "if type(codec) is x or issubclass(type(codec), VQVAE): pass",
+    ],
+)
+def test_the_rule_notices_who_asks(source):
+    assert list(told_apart(source, "imagegpt.pipeline"))

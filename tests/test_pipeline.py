@@ -460,7 +460,7 @@ def test_no_palette_and_no_square_grid_is_an_error(tmp_path):
 
 def test_a_palette_of_another_size_is_an_error(copied):
     edit(copied / "preprocessor_config.json", clusters=[[0, 0, 0]] * 15)
-    with pytest.raises(InputError, match="palette has 15 colours, the model 16"):
+    with pytest.raises(InputError, match="its codec is a palette of 15, and the model has 16 colours"):
         ImageGPT.from_pretrained(copied)
 
 

@@ -72,6 +72,11 @@ def built(folder: str, **arguments: Any) -> dict[str, str]:
     return told
 
 
+def built_of_codec(folder: str) -> dict[str, str]:
+    imagegpt.register()
+    return {name: kind(getattr(transformers, name).from_pretrained(folder)) for name in ("AutoConfig", "AutoModel")}
+
+
 def built_without_registration(folder: str) -> dict[str, str]:
     for name in imagegpt.__all__:
         getattr(imagegpt, name)
@@ -226,3 +231,11 @@ def test_the_pipeline_pools(answers, expected, folder, call):
     mean = expected.hidden_states[-1].mean(1)
     rows = [mean, mean] if "several" in call else mean
     np.testing.assert_allclose(answers[folder][call], np.asarray(rows), atol=1e-4)
+
+
+def test_a_codec_is_built_too(tiny_vqvae, tmp_path):
+    tiny_vqvae.save_pretrained(tmp_path)
+    assert in_new_process(built_of_codec, str(tmp_path)) == {
+        "AutoConfig": "imagegpt.VQVAEConfig",
+        "AutoModel": "imagegpt.VQVAE",
+    }

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagegpt.sheet import Cell, completion_sheet, draw_sheet, enlarge, hide, sample_sheet, shrink
+from imagegpt.sheet import (
+    CAPTION,
+    CELL,
+    GAP,
+    Cell,
+    comparison_sheet,
+    completion_sheet,
+    draw_sheet,
+    enlarge,
+    sample_sheet,
+    shrink,
+)
 
 
 def noise(seed: int, side: int = 8) -> Image.Image:
@@ -44,25 +55,6 @@ def test_shrink_fits_a_picture_into_a_cell(size):
     assert small.getpixel((0, 0)) == (9, 8, 7)
     if min(size) > 5:
         assert small.width / small.height == pytest.approx(size[0] / size[1], rel=0.02)
-
-
-@pytest.mark.parametrize("case", ["none", "one", "first", "random", "all"])
-def test_hide_leaves_the_known_pixels_in_raster_order(case):
-    at = np.arange(64)
-    random = np.random.default_rng(0).random(64) < 0.5
-    known = {"none": at < 0, "one": at == 9, "first": at < 20, "random": random, "all": at >= 0}[case]
-    image = noise(1)
-    before = np.array(image)
-    hidden = np.asarray(hide(image, known)).reshape(64, 3)
-    np.testing.assert_array_equal(hidden[known], before.reshape(64, 3)[known])
-    np.testing.assert_array_equal(hidden[~known], np.full(((~known).sum(), 3), 200))
-    np.testing.assert_array_equal(np.asarray(image), before)  # a copy was hidden, not the picture
-
-
-def test_hide_takes_a_picture_that_is_not_square():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 190, (2, 3, 3), dtype=np.uint8))
-    hidden = np.asarray(hide(image, np.array([True, True, False, True, False, True])))
-    np.testing.assert_array_equal((hidden == 200).all(2), [[False, False, True], [False, True, False]])
 
 
 def test_a_completion_sheet_shows_each_picture_in_its_place():
@@ -124,3 +116,15 @@ def test_a_caption_is_written_above_its_cell():
     ink = np.argwhere((named < 200).all(2))[:, 0]
     assert len(ink)
     assert ink.max() < top
+
+
+def test_a_comparison_sheet_has_a_row_for_each_version_with_its_words():
+    rows = {"before": np.zeros((3, 8, 8, 3), np.uint8), "after": np.full((3, 8, 8, 3), 100, np.uint8)}
+    sheet = np.asarray(comparison_sheet(rows))
+    assert sheet.shape == (GAP + 2 * (CELL + GAP + CAPTION), GAP + 3 * (CELL + GAP), 3)
+    for row, level in enumerate((0, 100)):
+        top = GAP + CAPTION + row * (CELL + GAP + CAPTION)
+        for column in range(3):
+            left = GAP + column * (CELL + GAP)
+            assert (sheet[top : top + CELL, left : left + CELL] == level).all()
+        assert (sheet[top - CAPTION : top] < 255).any()

@@ -153,9 +153,9 @@ def test_the_ids_are_the_nearest_colours(pictures):
 def test_the_folder_is_data(pictures):
     tokenise(pictures)
     source = open_source("tokens")
-    assert source.tokens is not None and source.tokens.clusters is not None
+    assert source.tokens is not None
     assert (source.tokens.codec, source.tokens.grid) == (CODEC.fingerprint, (8, 16))
-    np.testing.assert_array_equal(source.tokens.clusters, CODEC.clusters)
+    np.testing.assert_array_equal(np.array(source.tokens.entries["clusters"], np.float32), CODEC.clusters)
     assert (len(source), source.labelled, source.classes) == (COUNT, True, CLASSES)
     np.testing.assert_array_equal([record.ids for record in source], expected())
     assert verify("tokens")
@@ -604,7 +604,7 @@ def palette(tmp_path_factory) -> Path:
 
 def command(many: Path, palette: Path) -> list[str]:
     augmented = ["--augment", "cifar", "--augment-copies", "2", "--seed", "3"]
-    return ["tokenize", str(many), "--palette", str(palette), "--grid", "8x8", *augmented, "--out", "tokens", "--json"]
+    return ["tokenize", str(many), "--codec", str(palette), "--grid", "8x8", *augmented, "--out", "tokens", "--json"]
 
 
 @pytest.fixture(scope="module")

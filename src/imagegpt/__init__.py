@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         ImageGPTImageProcessorFast,
         ImageGPTImageProcessorPil,
     )
+    from imagegpt.codec.vqvae.config import VQVAEConfig
+    from imagegpt.codec.vqvae.model import VQVAE
     from imagegpt.config import ImageGPTConfig
     from imagegpt.errors import InputError
     from imagegpt.model.heads import (
@@ -52,6 +54,8 @@ _HOMES = {
     "PaletteCodec": "codec.palette",
     "Result": "painting",
     "SIZES": "spec",
+    "VQVAE": "codec.vqvae.model",
+    "VQVAEConfig": "codec.vqvae.config",
     "quantize": "model.quantization",
     "register": "registration",
 }
@@ -59,6 +63,7 @@ _HOMES = {
 __version__ = _version("imagegpt")
 __all__ = [
     "SIZES",
+    "VQVAE",
     "Classifier",
     "ImageGPT",
     "ImageGPTConfig",
@@ -76,6 +81,7 @@ __all__ = [
     "ModelSpec",
     "PaletteCodec",
     "Result",
+    "VQVAEConfig",
     "__version__",
     "quantize",
     "register",

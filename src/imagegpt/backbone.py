@@ -1,4 +1,4 @@
-"""What an opened model folder is, whatever head its network has: palette, grid, and what the network makes of pictures.
+"""What an opened model folder is, whatever head its network has: codec, grid, and what the network makes of pictures.
 
 Shape suffixes: B pictures, T ids, D width.
 """
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagegpt import checkpoint
+from imagegpt.codec.codec import grid_of
 from imagegpt.codec.pictures import Picture, read_pictures
-from imagegpt.codec.preprocessor_file import load_palette
+from imagegpt.codec.preprocessor_file import load_codec
 from imagegpt.engine.backends import Precision, check_choice, choose_for_pictures, open_onnx_features
 from imagegpt.engine.cost import blocks_flops
 from imagegpt.engine.features import Extractor, Layer, Pool, check_pool, inputs_of, is_one, layers_of
@@ -51,16 +52,7 @@ class Backbone:
         self.path = Path(path)
         self.spec = checkpoint.read_spec(self.path)
         checkpoint.weights_file(self.path)  # fail now, not at the first sample
-        self.codec, self.framing = load_palette(self.path, self.spec)
-        if len(self.codec) != self.spec.num_colors:
-            raise InputError(
-                f"{self.path}: the palette has {len(self.codec)} colours, the model {self.spec.num_colors}."
-            )
-        if self.framing.height * self.framing.width != self.spec.n_positions:
-            raise InputError(
-                f"{self.path}: a grid of {self.framing.height} x {self.framing.width} does not have the model's "
-                f"{self.spec.n_positions} positions."
-            )
+        self.codec, self.framing = load_codec(self.path, self.spec)
         self.device = device
         self.precision: Precision = precision
         self._extractor: tuple[Any, Extractor] | None = None  # the one in use, with what it was asked for
@@ -69,12 +61,7 @@ class Backbone:
     @property
     def grid(self) -> tuple[int, int]:
         """`(height, width)` of ids."""
-        return self.framing.height, self.framing.width
-
-    @property
-    def codec_name(self) -> str:
-        """What bits/dim are of: they can't be compared between codecs."""
-        return f"palette of {len(self.codec)}"
+        return grid_of(self.codec, self.framing)
 
     @cached_property
     def config(self) -> ImageGPTConfig:
@@ -101,7 +88,7 @@ class Backbone:
         raise NotImplementedError
 
     def encode(self, images: Picture | Iterable[Picture]) -> NDArray[np.int64]:
-        """Pictures to ids (pictures, T): crop and resize to the grid, then the nearest colour of each pixel."""
+        """Pictures to ids (pictures, T): crop and resize, then what the codec makes of the pixels."""
         return self._encode(read_pictures(images))
 
     def features(

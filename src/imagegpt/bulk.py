@@ -2,7 +2,7 @@
 
 Samples are numbered, and each is a function of the seed and its number, so they can be drawn in parts
 (`imagegpt.parts`). The result holds `arr_0` (N, height, width, 3) uint8, as the usual FID tools read it, and
-`run.json`, which says what made it.
+`run.json`, which says what made it; `palette` there is its codec's fingerprint.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from imagegpt.files import write_array
 from imagegpt.painting import Progress, seeds_for
 from imagegpt.parts import Parts, folder_of
 from imagegpt.pipeline import ImageGPT
+from imagegpt.sequence import unflatten
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,16 @@ class Bulk:
         if self.batch_size is not None:
             check_count("batch_size", self.batch_size)
         if len(self.model.codec) > np.iinfo(np.uint16).max:
-            raise InputError(f"Samples in bulk are kept in 16 bits; {len(self.model.codec)} colours are too many.")
+            raise InputError(
+                f"Samples in bulk are kept in 16 bits; {len(self.model.codec)} of the codec's are too many."
+            )
 
     def _draw(self, first: int, count: int, path: Path, tell: Callable[[int], None]) -> None:
         ids = self.model.sample(count, first=first, batch_size=self.batch_size, **self.options).ids
         np.save(path, ids.astype(np.uint16))
 
     def _join(self, path: Path, parts: list[Path]) -> None:
-        shape = (self.num, *self.model.grid, 3)
+        shape = (self.num, self.model.framing.height, self.model.framing.width, 3)
         size = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))["part"]
         with zipfile.ZipFile(path, "w") as archive:
             pixels = (self._pixels(part, min(size, self.num - number * size)) for number, part in enumerate(parts))
@@ -110,4 +113,4 @@ class Bulk:
             raise InputError(f"{path} is damaged ({reason(error)}); remove it and run again.") from None
         if ids.shape != (count, self.model.spec.n_positions):
             raise InputError(f"{path} holds {len(ids)} samples, not {count}; remove it and run again.")
-        return self.model.codec.decode(ids)
+        return self.model.codec.decode(unflatten(ids, self.model.grid))

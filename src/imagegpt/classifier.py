@@ -5,7 +5,8 @@ Shape suffixes: B pictures, T ids, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from imagegpt import checkpoint
 from imagegpt.backbone import Backbone
 from imagegpt.codec.augment import Views, check_views, fixed_views
-from imagegpt.codec.pictures import OnError, Picture
-from imagegpt.data.ids import Ids, read_ids
+from imagegpt.codec.pictures import OnError, Picture, read_pictures
+from imagegpt.data.ids import BATCH, Ids, View, read_ids
 from imagegpt.data.records import Source
 from imagegpt.engine.backends import Precision, load_class_network
 from imagegpt.errors import InputError
@@ -139,7 +140,7 @@ class Classifier(Backbone):
         Args:
             images: a picture or several: paths, bytes, PIL images, arrays, tensors; see `read_picture`.
             views: predictions are averaged over "none" (the picture itself), "flip" (and its mirror image), or "ten"
-                (five cuts of the grid that is padded by an eighth, each with its mirror image).
+                (five cuts of the framed picture that is padded by an eighth, each with its mirror image).
             votes: of a bidirectional (BERT) model: so many random masks hide 15 % of the ids, and the class with the
                 most votes wins (Chen et al. 2020, section 3.3). With n votes a class has (its votes + the mean of its
                 probabilities) / (n + 1): this mean counts as one more vote, so it decides between equals and nowhere
@@ -154,7 +155,10 @@ class Classifier(Backbone):
         Raises:
             InputError: a picture that can't be read, no such views, or votes of a model that has none.
         """
-        return self.predict_ids(self.encode(images), views=views, votes=votes, seed=seed, progress=progress)
+        self.check_votes(votes, seed)
+        pixels_BHWC = np.stack([self.framing.apply(picture) for picture in read_pictures(images)])
+        seen = [flatten(self.codec.encode(view)) for view in fixed_views(pixels_BHWC, views)]
+        return self._predict(seen, np.arange(len(pixels_BHWC)), votes, seed, progress=progress)
 
     def predict_ids(
         self,
@@ -172,24 +176,14 @@ class Classifier(Backbone):
         Args:
             ids_BT: whole pictures of 0..K-1.
             numbers: of the pictures among all, for the masks; default: from 0 on.
-            views, votes, seed, progress: see `predict`.
+            views: see `predict`; of ids where each is a pixel's, or else "none".
+            votes, seed, progress: see `predict`.
             backend: see `logits_of`.
         """
         self.check_votes(votes, seed)
         ids_BT = self.check_ids(ids_BT)
-        if not len(ids_BT):
-            return np.empty((0, len(self.classes)), np.float32)
         numbers = np.arange(len(ids_BT)) if numbers is None else numbers
-        seen = [flatten(view) for view in fixed_views(unflatten(ids_BT, self.grid), views)]
-        if votes:
-            masks = [hidden_ids(seed, numbers, copy, self.spec.n_positions) for copy in range(votes)]
-            seen = [np.where(mask_BT, self.spec.sos, rows_BT) for mask_BT in masks for rows_BT in seen]
-        told = [
-            self._told(self._logits(rows_BT, backend, _share(progress, number, len(seen))))
-            for number, rows_BT in enumerate(seen)
-        ]
-        told_VBC = np.stack(told).reshape(max(votes, 1), -1, *told[0].shape).mean(1)
-        return self._elect(told_VBC) if votes else told_VBC[0]
+        return self._predict(self._views_of(ids_BT, views), numbers, votes, seed, backend, progress)
 
     def predict_source(
         self,
@@ -204,7 +198,8 @@ class Classifier(Backbone):
         """Tell what the pictures of DATA show, batch by batch, in memory that does not grow with their number.
 
         Args:
-            source: pictures, or ids of the model's palette and grid; see docs/data.md.
+            source: pictures, or ids of the model's codec and grid; see docs/data.md. Views of a codec whose ids
+                are no single pixels need the pictures.
             views, votes, seed, progress: see `predict`.
             on_error: "raise" stops at the first bad picture; "skip" leaves it out and tells why.
 
@@ -214,11 +209,10 @@ class Classifier(Backbone):
         self.check_votes(votes, seed)
         check_views(views)
         backend, length = self.feature_backend([self.spec.n_layer], len(source)), len(source)
-        options = {"views": views, "votes": votes, "seed": seed, "backend": backend}
-        for batch in read_ids(source, self.codec, self.framing, on_error):
+        for batch, seen in self._seen(source, views, on_error):
             before = int(batch.numbers[0]) if len(batch) else 0
             tell = progress and (lambda done, _, before=before: progress(before + done, length))
-            yield batch, self.predict_ids(batch.ids_BT, numbers=batch.numbers, progress=tell, **options)
+            yield batch, self._predict(seen, batch.numbers, votes, seed, backend, tell)
 
     def check_votes(self, votes: int, seed: int) -> None:
         """Refuse votes of a model that has none, and numbers below 0.
@@ -234,6 +228,52 @@ class Classifier(Backbone):
             )
         if votes and self.problem == "regression":
             raise InputError(f"{self.path} tells numbers, and votes are for classes: leave the votes out.")
+
+    def _seen(self, source: Source, views: Views, on_error: OnError) -> Iterator[tuple[Ids, list[NDArray[np.int64]]]]:
+        """Batches of a source, with the ids of each of the views."""
+        if views == "none" or self.codec.factor == 1:
+            for batch in read_ids(source, self.codec, self.framing, on_error):
+                yield batch, self._views_of(batch.ids_BT, views)
+            return
+        # An id hangs on all pixels of its block and those around: other views have other ids.
+        length, few = self.spec.n_positions, BATCH // 8  # pictures, of which all views are in memory at once
+        for batch in read_ids(source, self.codec, self.framing, on_error, batch=few, view=self._pixels_in(views)):
+            ids_BVT = batch.ids_BT.reshape(len(batch), batch.ids_BT.shape[1] // length, length)
+            yield replace(batch, ids_BT=ids_BVT[:, 0]), list(ids_BVT.swapaxes(0, 1))
+
+    def _pixels_in(self, views: Views) -> View:
+        """What makes pixels (V, H, W, 3) of a picture."""
+        return lambda image, _: np.concatenate(fixed_views(self.framing.apply(image)[None], views))
+
+    def _views_of(self, ids_BT: NDArray[np.int64], views: Views) -> list[NDArray[np.int64]]:
+        """The views of pictures that are ids already."""
+        if views != "none" and self.codec.factor != 1:
+            raise InputError(
+                f"The ids of a {self.codec.name} can't be mirrored or cut as pixels can: give pictures, or no views."
+            )
+        return [flatten(view) for view in fixed_views(unflatten(ids_BT, self.grid), views)]
+
+    def _predict(
+        self,
+        seen: Sequence[NDArray[np.int64]],
+        numbers: NDArray[np.int64],
+        votes: int,
+        seed: int,
+        backend: str | None = None,
+        progress: Progress | None = None,
+    ) -> NDArray[np.float32]:
+        """Probabilities (B, C), averaged over the views, each (B, T), and perhaps elected."""
+        if not len(numbers):
+            return np.empty((0, len(self.classes)), np.float32)
+        if votes:
+            masks = [hidden_ids(seed, numbers, copy, self.spec.n_positions) for copy in range(votes)]
+            seen = [np.where(mask_BT, self.spec.sos, rows_BT) for mask_BT in masks for rows_BT in seen]
+        told = [
+            self._told(self._logits(rows_BT, backend, _share(progress, number, len(seen))))
+            for number, rows_BT in enumerate(seen)
+        ]
+        told_VBC = np.stack(told).reshape(max(votes, 1), -1, *told[0].shape).mean(1)
+        return self._elect(told_VBC) if votes else told_VBC[0]
 
     def _logits(self, ids_BT: NDArray[np.int64], backend: str | None, progress: Progress | None) -> NDArray[np.float32]:
         last = self.spec.n_layer

@@ -120,6 +120,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """Name of each file of a folder, those in its folders included -> its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
 def write_array(
     archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], chunks: Iterable[NDArray[Any]]
 ) -> None:

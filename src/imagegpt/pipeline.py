@@ -13,7 +13,8 @@ from PIL import Image
 
 from imagegpt import checkpoint
 from imagegpt.backbone import Backbone
-from imagegpt.codec.masks import read_masks
+from imagegpt.codec.codec import dims_of
+from imagegpt.codec.masks import read_masks, whole_blocks
 from imagegpt.codec.pictures import Picture, read_pictures
 from imagegpt.engine.backends import (
     Precision,
@@ -40,7 +41,7 @@ UNDRAWN = (200, 200, 200)  # the colour of pixels that are not drawn yet
 
 
 class ImageGPT(Backbone):
-    """A generative ImageGPT with its palette.
+    """A generative ImageGPT with its codec.
 
     Use `from_pretrained`. Nothing heavy is loaded before it is needed: the network comes with the first sample.
 
@@ -109,11 +110,13 @@ class ImageGPT(Backbone):
         return TorchBackend(self.model, self._compile)
 
     def decode(self, ids_BT: NDArray[np.int64]) -> list[Image.Image]:
-        """Ids (B, T) to pictures of the grid's size; -1 becomes grey."""
+        """Ids (B, T) to pictures; where one is -1 its pixels are grey."""
         ids_BT = np.asarray(ids_BT)
-        pixels_BTC = self.codec.decode(np.where(ids_BT == UNKNOWN, 0, ids_BT))
-        pixels_BTC[ids_BT == UNKNOWN] = UNDRAWN
-        return [Image.fromarray(pixels) for pixels in unflatten(pixels_BTC, self.grid)]
+        ids_Bhw, factor = unflatten(ids_BT, self.grid), self.codec.factor
+        unknown_Bhw = ids_Bhw == UNKNOWN
+        pixels_BHWC = self.codec.decode(_continued(ids_Bhw))
+        pixels_BHWC[unknown_Bhw.repeat(factor, 1).repeat(factor, 2)] = UNDRAWN
+        return [Image.fromarray(pixels) for pixels in pixels_BHWC]
 
     def complete(
         self,
@@ -132,7 +135,8 @@ class ImageGPT(Backbone):
             keep: part of the ids that is kept, in raster order: 0.5 is the upper half. From 0 to below 1.
             num_samples: completions of each picture.
             mask: in the place of `keep`: what is painted (white, True) and what is kept (black, False), as a picture of
-                the input's size or of the grid's; one for all pictures, or one for each.
+                the input's size or of the framed one's; one for all pictures, or one for each. Where an id stands for
+                several pixels it is painted if any of them is.
             particles: histories that are drawn for each sample, where pixels are known after unknown ones, so that the
                 painted ones fit those too (docs/engine.md). A sample then takes as many times the work.
             options: see `Options`.
@@ -249,7 +253,7 @@ class ImageGPT(Backbone):
         surprise, entropy = score_ids(scorer, ids_BT, self.spec.sos, None if causal else count, batch_size, progress)
         if np.isnan(surprise).any() or np.isnan(entropy).any():
             raise InputError(f"{self.path} gives scores that are no numbers in {self.precision}: try fp32.")
-        return Scores(surprise, entropy, self.codec_name, method_of(causal))
+        return Scores(surprise, entropy, self.codec.name, dims_of(self.codec), method_of(causal))
 
     def score_backend(self, pictures: int) -> str:
         """ "onnx" or "torch": what was named, or what is faster for the scores of so many pictures."""
@@ -288,7 +292,7 @@ class ImageGPT(Backbone):
             known_RT = np.zeros((len(pictures), self.spec.n_positions), bool)
             known_RT[:, :given] = True
         else:
-            known_RT = ~flatten(read_masks(mask, pictures, self.framing))
+            known_RT = ~flatten(whole_blocks(read_masks(mask, pictures, self.framing), self.codec.factor))
         particles = particles if known_later(known_RT).any() else 1  # else there is nothing to weigh them by
         return self._job(self._encode(pictures), known_RT, num_samples, 0, particles, **options)
 
@@ -337,3 +341,10 @@ class ImageGPT(Backbone):
         if not isinstance(self.backend, TorchBackend):
             raise InputError('logits_processor needs the torch backend: open the model with backend="torch".')
         return as_process(logits_processor, self.spec.sos)
+
+
+def _continued(ids_Bhw: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Unknown ids as the known one above them, or 0: a codec that looks around blends them with known ones."""
+    rows_Bhw = np.where(ids_Bhw == UNKNOWN, 0, np.arange(ids_Bhw.shape[1])[:, None])
+    above_Bhw = np.take_along_axis(ids_Bhw, np.maximum.accumulate(rows_Bhw, 1), 1)
+    return np.where(above_Bhw == UNKNOWN, 0, above_Bhw)

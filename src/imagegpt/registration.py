@@ -11,7 +11,7 @@ def register() -> None:
     Afterwards AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageClassification, AutoImageProcessor,
     AutoFeatureExtractor and the pipelines "image-classification" and "image-feature-extraction" use this package in
     the whole process, in place of transformers' own ImageGPT. Calling it again changes nothing. Nothing is registered
-    on import.
+    on import. AutoConfig and AutoModel also build the VQ-VAEs of this package, whose type is "imagegpt_vqvae".
 
     Example:
         >>> import imagegpt
@@ -28,6 +28,8 @@ def register() -> None:
 
     from imagegpt.codec.feature_extractor import ImageGPTFeatureExtractor
     from imagegpt.codec.processor import ImageGPTImageProcessor
+    from imagegpt.codec.vqvae.config import VQVAEConfig
+    from imagegpt.codec.vqvae.model import VQVAE
     from imagegpt.config import ImageGPTConfig
     from imagegpt.model.heads import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
     from imagegpt.model.modeling import ImageGPTModel
@@ -41,6 +43,8 @@ def register() -> None:
     }
     for auto, model in faces.items():
         auto.register(ImageGPTConfig, model, exist_ok=True)
+    AutoConfig.register(VQVAEConfig.model_type, VQVAEConfig, exist_ok=True)
+    AutoModel.register(VQVAEConfig, VQVAE, exist_ok=True)
     # A file names a class. Any class of this table, by its name, leads to the entry for the backend in use.
     processors: Any = {
         "pil": ImageGPTImageProcessor,

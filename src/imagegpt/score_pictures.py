@@ -36,7 +36,7 @@ class ScorePictures:
     def draw(self, batch: Ids, scores: Scores) -> None:
         """Draw a batch's pictures as the model saw them, with the surprise at each id and the entropy of its place."""
         model = self._run.model
-        maps = (unflatten(values, model.grid) for values in (scores.surprise, scores.entropy))
+        maps = (self._over_pixels(values) for values in (scores.surprise, scores.entropy))
         rows = zip(batch.numbers, batch.names, model.decode(batch.ids_BT), *maps, scores.nats_per_token, strict=True)
         for number, name, image, surprise_HW, entropy_HW, nats in rows:
             cells = [
@@ -46,6 +46,12 @@ class ScorePictures:
                 Cell(draw_scale(self._top, "nats")),
             ]
             self._save(f"{number:06}-{_plain(name)}.png", draw_sheet([cells]))
+
+    def _over_pixels(self, values_BT: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Numbers of ids as (B, H, W), each over all pixels of its id, so that maps are as large as pictures."""
+        model = self._run.model
+        factor = model.codec.factor
+        return unflatten(values_BT, model.grid).repeat(factor, 1).repeat(factor, 2)
 
     def draw_sheets(self, numbers: NDArray[np.int64], log_likelihoods: NDArray[np.float64]) -> list[str]:
         """Draw `likeliest.png` and `unlikeliest.png`, the farthest first; their paths.

@@ -64,7 +64,7 @@ class Scoring:
         return {
             "model": checkpoint.fingerprint(model.path),
             "palette": model.codec.fingerprint,
-            "codec": model.codec_name,
+            "codec": model.codec.name,
             "framing": asdict(model.framing),
             "method": self.method,
             "passes": read_passes(self.passes, causal, model.spec.n_positions),

@@ -5,6 +5,7 @@ Shape suffixes: B batch, T ids of a picture, P given ids.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -36,7 +37,7 @@ def parse_grid(text: str, told: str = "grid must be") -> tuple[int, int]:
 
 def flatten(ids_BHW: NDArray[Any]) -> NDArray[Any]:
     """(B, height, width) to (B, T), row by row."""
-    return ids_BHW.reshape(len(ids_BHW), -1)
+    return ids_BHW.reshape(len(ids_BHW), math.prod(ids_BHW.shape[1:]))  # of no pictures too
 
 
 def unflatten(ids_BT: NDArray[Any], grid: tuple[int, int]) -> NDArray[Any]:

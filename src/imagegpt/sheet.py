@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,6 @@ GAP = 8
 CAPTION = 22
 PAPER = (255, 255, 255)
 INK = (60, 60, 60)
-UNKNOWN = (200, 200, 200)
 SAMPLES_PER_ROW = 8
 
 
@@ -37,13 +37,6 @@ def shrink(image: Image.Image, cell: int = CELL) -> Image.Image:
     factor = cell / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def hide(image: Image.Image, known: NDArray[np.bool_]) -> Image.Image:
-    """A picture of the grid's size with those pixels greyed that are not known; `known` in raster order."""
-    pixels = np.array(image)
-    pixels[~known.reshape(pixels.shape[:2])] = UNKNOWN
-    return Image.fromarray(pixels)
 
 
 def draw_sheet(rows: list[list[Cell]]) -> Image.Image:
@@ -82,6 +75,12 @@ def completion_sheet(
                 head = [Cell(cell.image) for cell in head]
             rows.append([*(head if not start else [blank, blank]), *cells])
     return draw_sheet(rows)
+
+
+def comparison_sheet(rows: Mapping[str, NDArray[np.uint8]]) -> Image.Image:
+    """A sheet of the same pictures in several versions, one below the other: words -> (B, H, W, 3) uint8."""
+    pictures = {words: [enlarge(Image.fromarray(pixels)) for pixels in row] for words, row in rows.items()}
+    return draw_sheet([[Cell(row[0], words), *map(Cell, row[1:])] for words, row in pictures.items()])
 
 
 def sample_sheet(samples: list[Image.Image]) -> Image.Image:

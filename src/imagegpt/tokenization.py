@@ -1,4 +1,4 @@
-"""Tokenised data sets: pictures as the ids of a palette, made once (`imagegpt.data.tokens`), in parts
+"""Tokenised data sets: pictures as a codec's ids, made once (`imagegpt.data.tokens`), in parts
 (`imagegpt.parts`).
 
 The folder becomes a data set with its last file, `meta.json`; until then the parts lie in it.
@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,7 +27,7 @@ from PIL import Image
 from imagegpt import __version__
 from imagegpt.array_file import write_part
 from imagegpt.codec.augment import Augmentation
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec, grid_of
 from imagegpt.codec.pictures import MOST_PIXELS, Framing, OnError
 from imagegpt.data.ids import Ids, View, read_ids
 from imagegpt.data.records import Source, label_array
@@ -48,7 +50,7 @@ class Tokenization:
 
     Args:
         source: the pictures.
-        codec: makes ids of pixels; 65,536 colours at most.
+        codec: makes ids of pixels; 65,536 of them at most.
         framing: brings a picture onto the grid.
         augmentation: what is drawn for each view.
         copies: augmented views of each picture, in the place of the plain one: all pictures' first views, then all
@@ -62,7 +64,7 @@ class Tokenization:
     """
 
     source: Source
-    codec: PaletteCodec
+    codec: Codec
     framing: Framing
     augmentation: Augmentation = PLAIN
     copies: int = 0
@@ -74,8 +76,9 @@ class Tokenization:
             raise InputError(f"{self.source.path} holds ids already; give the pictures that they were made from.")
         if len(self.codec) > MOST_COLORS:
             raise InputError(f"Ids are kept in 16 bits: {MOST_COLORS:,} colours at most, not {len(self.codec):,}.")
+        height, width = self.grid
         if self.framing.height * self.framing.width > MOST_PIXELS:
-            raise InputError(f"The grid has {self.framing.height} x {self.framing.width} ids; that is too many.")
+            raise InputError(f"The grid has {height} x {width} ids; that is too many.")
         if self.framing.crop == "random":
             raise InputError('A random crop differs from run to run; crop "none" or "center", and augment with "crop".')
         for name, value in (("copies", self.copies), ("seed", self.seed)):
@@ -89,12 +92,17 @@ class Tokenization:
         if not self.copies and self.augmentation != PLAIN:
             raise InputError(f"Say how many copies of each picture the augmentation {self.augmentation} should make.")
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(height, width) of ids."""
+        return grid_of(self.codec, self.framing)
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What decides the data set; the data is read once for its fingerprint."""
         return {
             "codec": self.codec.fingerprint,
-            "grid": [self.framing.height, self.framing.width],
+            "grid": list(self.grid),
             "framing": asdict(self.framing),
             "augmentation": str(self.augmentation),
             "copies": self.copies,
@@ -126,7 +134,7 @@ class Tokenization:
             out.mkdir(exist_ok=True)  # and none above it: that would be a misspelt path
         except OSError as error:
             raise InputError(f"The folder {out} can't be made: {error.strerror}.") from None
-        size = max(1, min(PART, PART_BYTES // (2 * self.framing.height * self.framing.width)))
+        size = max(1, min(PART, PART_BYTES // (2 * math.prod(self.grid))))
         return parts.run(size, self._make, self._join, lambda: json.loads((out / META).read_text("utf-8")), progress)
 
     def _make(self, first: int, count: int, path: Path, tell: Callable[[int], None]) -> None:
@@ -177,11 +185,21 @@ class Tokenization:
             "skipped": skipped,
             "source": self.source.path,
             "imagegpt": __version__,
-            "clusters": self.codec.clusters.astype(float).tolist(),
+            **self._keep_codec(files[0].with_name("codec"), path.parent),
         }
         for left in path.parent.glob(".meta-*.json"):  # by a run that was killed at this very place
             left.unlink(missing_ok=True)
         path.write_text(json.dumps(meta) + "\n", encoding="utf-8")
+
+    def _keep_codec(self, temporary: Path, out: Path) -> dict[str, Any]:
+        """Put the codec into the folder; the entries that say where."""
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        entries = self.codec.store(temporary)
+        for made in temporary.iterdir():
+            shutil.rmtree(out / made.name, ignore_errors=True)  # of a run that was killed at this very place
+            made.replace(out / made.name)
+        return entries
 
 
 def check_folder(out: Path, rank: int = 0) -> None:

@@ -33,7 +33,7 @@ def test_statistics_are_what_they_say():
     counter = Counter(GRID, COLORS)
     counter.add(ids_of(9, 1))
     background = counter.background()
-    found = measure(ids, Scores(surprise, entropy, "palette"), background, CODEC, "zlib")
+    found = measure(ids, Scores(surprise, entropy, "palette", 3), background, CODEC, "zlib")
     assert found.shape == (4, len(STATISTICS)) and found.dtype == np.float64
     for row in range(4):
         s, pixels = surprise[row].astype(float), CODEC.decode(ids[row])
@@ -50,7 +50,9 @@ def test_an_id_that_can_not_be_is_very_surprising_and_no_more():
     surprise[0, 3] = np.inf
     counter = Counter(GRID, COLORS)
     counter.add(ids_of(2))
-    found = measure(ids_of(1), Scores(surprise, np.zeros_like(surprise), "palette"), counter.background(), CODEC, "png")
+    found = measure(
+        ids_of(1), Scores(surprise, np.zeros_like(surprise), "palette", 3), counter.background(), CODEC, "png"
+    )
     assert np.isfinite(found[0, [0, 2, 3, 4]]).all() and found[0, 0] > MOST / 31
 
 

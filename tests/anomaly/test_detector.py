@@ -199,14 +199,14 @@ def test_it_belongs_to_a_model(made, folder, tmp_path, monkeypatch):
         Detector.load(tmp_path / "made.safetensors", made.model)
 
 
-def test_another_palette(made, folder, tmp_path):
+def test_another_codec(made, folder, tmp_path):
     from imagegpt.codec.palette import PaletteCodec
     from imagegpt.codec.pictures import Framing
     from imagegpt.codec.preprocessor_file import save_preprocessor
 
     made.save(tmp_path / "made.safetensors")
     save_preprocessor(folder, PaletteCodec(-made.model.codec.clusters), Framing(8, 8))
-    with pytest.raises(InputError, match="another palette or grid"):
+    with pytest.raises(InputError, match="another codec or grid"):
         Detector.load(tmp_path / "made.safetensors", folder)
 
 

@@ -16,7 +16,7 @@ from imagegpt.cli import bench_data
 from imagegpt.cli.bench_data import measure
 from imagegpt.cli.main import INTERRUPTED, main
 from imagegpt.codec.palette import PaletteCodec
-from imagegpt.codec.preprocessor_file import find_palette
+from imagegpt.codec.preprocessor_file import find_codec
 from imagegpt.train.rows import Batch
 from making import KINDS, content, put, tokenise
 
@@ -30,7 +30,7 @@ def place(tmp_path, monkeypatch) -> Path:
     KINDS["folder"](tmp_path / "pictures", range(9), [0] * 9)
     put(tmp_path / "pictures" / "cat" / "0004.png", b"text")
     ids = np.random.default_rng(0).integers(0, 512, (9, 128)).astype(np.uint16)
-    tokenise(tmp_path / "tokens", ids, codec=find_palette("nano").fingerprint, grid=[8, 16])
+    tokenise(tmp_path / "tokens", ids, codec=find_codec("nano").fingerprint, grid=[8, 16])
     return tmp_path
 
 
@@ -68,7 +68,8 @@ def test_ids_are_timed_with_their_own_palette(place, told):
     codec = PaletteCodec(np.random.default_rng(0).uniform(-1, 1, (5, 3)))
     made = {"codec": codec.fingerprint, "grid": [2, 3], "clusters": codec.clusters.tolist()}
     tokenise(place / "own", np.zeros((9, 6), np.uint16), **made)
-    assert told("own")["grid"] == [2, 3]
+    record = told("own")
+    assert (record["grid"], record["codec"]) == ([2, 3], "palette of 5")
 
 
 def test_a_models_limit_stands_beside_it(place, told, monkeypatch):
@@ -106,9 +107,12 @@ def test_the_rate_is_that_of_the_batches_after_the_first():
         (["pictures", "--seconds", "nan"], "--seconds must be above 0"),
         (["pictures", "--augment", "turn"], "There is no augmentation 'turn'"),
         (["pictures", "--grid", "32"], "--grid is HEIGHTxWIDTH"),
-        (["pictures", "--palette", "none.npy"], "none.npy: there is no such file"),
+        (["pictures", "--codec", "none.npy"], "none.npy: there is no such file"),
         (["pictures", "--model", "none/"], "none/"),
-        (["tokens", "--augment", "imagenet", "--batch", "4"], "tokens holds ids, and the augmentation crop needs"),
+        (
+            ["tokens", "--augment", "imagenet", "--batch", "4"],
+            "tokens holds ids of a palette of 512, and the augmentation crop needs",
+        ),
         (["tokens", "--grid", "32x32", "--batch", "4"], "tokens holds ids on a grid of 8 x 16"),
         (["nothing"], "nothing: there is no such file or folder"),
     ],

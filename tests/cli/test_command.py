@@ -355,7 +355,7 @@ def test_info_as_json(tiny_folder, capsys):
     assert (record["n_positions"], record["vocab_size"], record["n_layer"], record["n_embd"]) == (64, 17, 2, 32)
     assert record["bytes"] == (tiny_folder / "model.safetensors").stat().st_size
     assert record["grid"] == [8, 8]
-    assert record["palette"]["colors"] == 16
+    assert record["codec"]["ids"] == 16
 
 
 def test_info_counts_the_parameters_of_the_network(tiny_folder, tiny_model, capsys):
@@ -367,7 +367,7 @@ def test_info_counts_the_parameters_of_the_network(tiny_folder, tiny_model, caps
 def test_info_as_a_table_names_each_number(tiny_folder, capsys):
     assert main(["info", str(tiny_folder)]) == 0
     out = capsys.readouterr().out
-    for name in ("parameters", "n_positions", "n_layer", "palette", "model.safetensors", "F32"):
+    for name in ("parameters", "n_positions", "n_layer", "codec", "model.safetensors", "F32"):
         assert name in out
 
 

@@ -199,7 +199,8 @@ def test_show_tells_a_palettes_numbers(place, told):
     rgb = np.array([[10, 20, 30], [200, 210, 220], [0, 0, 1], [10, 20, 30]])
     np.save("kmeans_centers.npy", rgb / 127.5 - 1)  # OpenAI's file is in float64 or float32, and of this name
     assert told("show", "kmeans_centers.npy") == {
-        **{"colors": 4, "fingerprint": PaletteCodec(rgb / 127.5 - 1).fingerprint, "distinct as uint8": 3},
+        **{"codec": "palette of 4", "colors": 4},
+        **{"fingerprint": PaletteCodec(rgb / 127.5 - 1).fingerprint, "distinct as uint8": 3},
         **{"darkest": [0, 0, 1], "lightest": [200, 210, 220]},
     }
 

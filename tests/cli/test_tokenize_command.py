@@ -59,7 +59,7 @@ def listing(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-SMALL = ["--palette", "palette.npy", "--grid", "4x6", "--out", "tokens"]
+SMALL = ["--codec", "palette.npy", "--grid", "4x6", "--out", "tokens"]
 
 
 def small(arguments: list[str]) -> list[str]:
@@ -128,7 +128,7 @@ def test_options(place, arguments, how):
 
 
 def test_the_palette_of_a_model_folder(place, tiny_folder):
-    assert main(["tokenize", "data", "--palette", str(tiny_folder), "--grid", "4x6", "--out", "tokens"]) == 0
+    assert main(["tokenize", "data", "--codec", str(tiny_folder), "--grid", "4x6", "--out", "tokens"]) == 0
     np.testing.assert_array_equal(stored(), ids_of(load_preprocessor(tiny_folder)[0]))
 
 
@@ -193,10 +193,10 @@ def test_an_unreadable_picture_ends_the_run_and_is_named(place, capsys):
         (["--grid=-4x4"], "--grid is HEIGHTxWIDTH"),
         (["--grid", "0x4"], "height must be a whole number of at least 1"),
         (["--grid", "100000x100000"], "too many"),
-        (["--palette", "gone.npy"], "gone.npy: there is no such file"),
-        (["--palette", "old.npy"], "old.npy holds no palette"),
-        (["--palette", "nonsuch"], "no model 'nonsuch'"),
-        (["--palette", "wide.npy"], "65,536 colours at most, not 65,537"),
+        (["--codec", "gone.npy"], "gone.npy: there is no such file"),
+        (["--codec", "old.npy"], "old.npy holds no palette"),
+        (["--codec", "nonsuch"], "no model 'nonsuch'"),
+        (["--codec", "wide.npy"], "65,536 colours at most, not 65,537"),
         (["--augment", "nonsense"], "no augmentation 'nonsense'"),
         (["--augment", "cifar"], "Say how many copies"),
         (["--augment-copies", "2"], "Copies without augmentation"),
@@ -224,7 +224,7 @@ def test_what_can_not_be_done_is_one_sentence_and_leaves_nothing(place, capsys, 
 
 
 def test_the_folder_is_looked_at_before_a_palette_is_fetched(place, capsys):
-    assert main(["tokenize", "data", "--palette", "owner/nonsuch", "--out", "data"]) == 2
+    assert main(["tokenize", "data", "--codec", "owner/nonsuch", "--out", "data"]) == 2
     assert "data is a folder with other files" in capsys.readouterr().err
 
 
@@ -291,12 +291,12 @@ def test_a_process_of_no_group(place, capsys, monkeypatch):
 def test_help_names_every_option(capsys):
     assert main(["tokenize", "--help"]) == 0
     printed = capsys.readouterr().out
-    for option in ("--out", "--palette", "--grid", "--crop", "--augment", "--augment-copies", "--seed"):
+    for option in ("--out", "--codec", "--grid", "--crop", "--augment", "--augment-copies", "--seed"):
         assert option in printed
     for option in ("--limit", "--label-column", "--on-error", "--json"):
         assert option in printed
     assert main(["--help"]) == 0
-    assert "Turn pictures into the ids of a palette, once." in " ".join(capsys.readouterr().out.split())
+    assert "Turn pictures into the ids of a codec, once." in " ".join(capsys.readouterr().out.split())
 
 
 def test_tokenising_loads_neither_torch_nor_transformers(place):
@@ -314,7 +314,7 @@ def test_ctrl_c_says_where_the_parts_are_and_how_to_go_on(place):
     count = 2048 * 10
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
     np.savez("data.npz", images=images)
-    arguments = ["tokenize", "data.npz", "--palette", "palette.npy", "--grid", "8x8", "--out", "tokens"]
+    arguments = ["tokenize", "data.npz", "--codec", "palette.npy", "--grid", "8x8", "--out", "tokens"]
     process = start(arguments)
     try:
         wait_for_parts(process, 2, "tokens/meta.json")

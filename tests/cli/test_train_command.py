@@ -41,7 +41,7 @@ def run(*more: str | int, data: str = "tokens", out: str = "run") -> int:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "tokens"])
 def test_data_of_every_kind(place, kind):
     data = KINDS[kind](place / "data", list(range(COUNT)), [number % 2 for number in range(COUNT)])
-    assert run("--palette", "fit", "--colors", 4, "--validation", data, "--validate-every", 5, data=data) == 0
+    assert run("--codec", "fit", "--colors", 4, "--validation", data, "--validate-every", 5, data=data) == 0
     assert column("run", "step") == list(range(1, 11))
     assert column("run", "pictures", "validation") == [COUNT, COUNT]
     model = ImageGPT.from_pretrained("run/model", device="cpu")
@@ -77,7 +77,7 @@ def test_json(place, capsys):
         **{"step": 10, "steps": 10, "pictures": 24, "skipped": 0, "processes": 1, "device": "cpu"},
         **{"model": "run/model"},
     }
-    assert found["palette"] == CODEC.fingerprint
+    assert found["codec"] == CODEC.fingerprint
 
 
 def test_the_log(place):
@@ -166,11 +166,11 @@ def test_what_is_typed_goes_over_the_recipe(place):
     """And its `train` and `palette`, which are names of verbs too, are taken like the rest."""
     shape = "width: 16\nlayers: 1\nheads: 2\ngrid: 8x8\n"
     data = pictures(place / "pictures", 8)
-    Path("mine.yaml").write_text(f"{shape}steps: 3\nbatch: 4\nlr: 1e-3\ntrain: {data}\npalette: fit\ncolors: 5\n")
+    Path("mine.yaml").write_text(f"{shape}steps: 3\nbatch: 4\nlr: 1e-3\ntrain: {data}\ncodec: fit\ncolors: 5\n")
     assert main(["train", "--recipe", "mine.yaml", "--out", "run", "--device", "cpu", "--steps", "2"]) == 0
     kept = Recipe.load("run/recipe.yaml")
     assert (kept.shape.width, kept.optimization.steps, kept.optimization.lr) == (16, 2, 1e-3)
-    assert (kept.data.train, kept.shape.palette, kept.shape.colors) == (data, "fit", 5)
+    assert (kept.data.train, kept.shape.codec, kept.shape.colors) == (data, "fit", 5)
     assert main(["train", "--recipe", "run/recipe.yaml", "--out", "again"]) == 0
     assert Path("run/model/model.safetensors").read_bytes() == Path("again/model/model.safetensors").read_bytes()
 
@@ -228,10 +228,10 @@ def refused(capsys, *words: str) -> None:
         (["--heads", "5"], ["No model can have this shape"]),
         (["--size", "huge"], ["huge"]),
         (["--augment", "zoom"], ["zoom"]),
-        (["--augment", "crop"], ["tokens holds ids, and the augmentation crop needs pictures"]),
-        (["--palette", "nano"], ["tokens"]),
-        (["--palette", "gone.npy"], ["gone.npy"]),
-        (["--palette", "fit"], ["tokens holds ids"]),
+        (["--augment", "crop"], ["tokens holds ids of a palette of 16, and the augmentation crop needs pictures"]),
+        (["--codec", "nano"], ["tokens"]),
+        (["--codec", "gone.npy"], ["gone.npy"]),
+        (["--codec", "fit"], ["tokens holds ids"]),
         (["--batch", "25"], ["A batch of 25 is larger than the data set, which has 24 pictures"]),
         (["--batch", "6", "--accumulate", "4"], ["A batch of 6 does not divide", "4 or 8"]),
         (["--precision", "fp16"], ["fp16 needs a GPU"]),

@@ -209,7 +209,7 @@ def test_input_data_format_says_where_they_are():
 )
 def test_ids_have_the_palettes_scale_and_no_other(processor, scale):
     (name,) = scale
-    with pytest.raises(InputError, match=f"{name}=.* palette's scale is .* ids need"):
+    with pytest.raises(InputError, match=f"{name}=.* codec's scale is .* ids need"):
         processor(PIXELS, **scale)
     with pytest.raises(InputError, match=name):
         ImageGPTImageProcessor(CLUSTERS, size=8, **scale)(PIXELS)

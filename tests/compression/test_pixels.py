@@ -137,7 +137,7 @@ def test_the_grid_lies_where_the_framing_put_it(size):
 
 
 def test_cells_hold_what_the_codec_says(codec):
-    cells, rng = Cells(codec), np.random.default_rng(1)
+    cells, rng = Cells(codec.table, len(codec)), np.random.default_rng(1)
     pixels = rng.integers(0, 256, (50, 3), np.uint8)
     ids = codec.encode(pixels)
     channels = list(pixels.astype(np.int64).T)

@@ -13,7 +13,7 @@ from PIL import Image
 from compressing import decoded, photographs, same
 from imagegpt import ImageGPT
 from imagegpt.compression import Compression, compress, decompress, open_compressed, pictures
-from imagegpt.compression.batches import BATCH_PIXELS, Batch, Codec, OtherIds, decode_batch, encode_batch
+from imagegpt.compression.batches import BATCH_PIXELS, Batch, Coding, OtherIds, decode_batch, encode_batch
 from imagegpt.compression.coder import Encoder
 from imagegpt.compression.container import Fields, pack_short, read_file, write_file
 from imagegpt.compression.frequencies import from_logits
@@ -36,23 +36,24 @@ def model(tiny_folder):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("lossless", [False, True])
-def test_pictures_come_back(tiny_folder, tmp_path, way, lossless):
+def test_pictures_come_back(either_folder, tmp_path, way, lossless):
     backend, precision = WAYS[way]
-    model = ImageGPT(tiny_folder, device="cpu", backend=backend, precision=precision)
+    model = ImageGPT(either_folder, device="cpu", backend=backend, precision=precision)
     given = [*photographs(5), *photographs(1, 5, 11), *photographs(1, grey=True)]
     made = compress(model, given, tmp_path / "a.igpt", lossless, batch_size=3)
     found = open_compressed(tmp_path / "a.igpt")
     assert [rows for _, _, rows in found.layout.batches] == [3, 3, 1] and len(found) == 7
     assert (found.header.backend, found.header.precision, found.header.device) == (backend, precision, "cpu")
     assert made.bytes == (tmp_path / "a.igpt").stat().st_size and (made.pictures, made.made) == (7, 7)
-    opened = found.open_model(tiny_folder)
+    opened = found.open_model(either_folder)
     assert (opened.named_backend, opened.precision) == (backend, precision)
     small = [np.asarray(image) for image in model.decode(model.encode(given))]
     assert same(decoded(tmp_path / "a.igpt", opened), given if lossless else small)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 5), (33, 20), (200, 150)])
-def test_a_picture_of_any_size(model, tmp_path, size):
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 8), (16, 16), (33, 20), (200, 150)])
+def test_a_picture_of_any_size(either_folder, tmp_path, size):
+    model = ImageGPT(either_folder, device="cpu", backend="onnx")
     given = photographs(1, *size)
     compress(model, given, tmp_path / "a.igpt", lossless=True)
     assert same(decoded(tmp_path / "a.igpt", model), given)
@@ -140,10 +141,10 @@ def test_ids_are_compressed_as_they_are(model, tmp_path):
 
 
 def test_large_pictures_have_batches_of_their_own(model):
-    codec = Codec(model.backend, model.codec, model.framing, True)
+    coding = Coding(model.backend, model.codec, model.framing, True)
     side = math.isqrt(BATCH_PIXELS // 2) + 1
     given = [np.zeros((side, side), np.uint8)] * 2 + [np.zeros((2, 2), np.uint8)]
-    assert [len(batch) for batch in read_batches(source_of(given), codec, 0, 3)] == [1, 2]
+    assert [len(batch) for batch in read_batches(source_of(given), coding, 0, 3)] == [1, 2]
 
 
 def test_modes_that_are_kept_and_those_that_are_not(model, tmp_path):
@@ -195,11 +196,14 @@ def test_other_models(model, folder, tmp_path):
         open_compressed(out).open_model()
 
 
-@pytest.mark.parametrize(("name", "value"), [("palette", "0" * 16), ("grid", (4, 16)), ("crop", "random")])
-def test_other_palettes_and_grids(model, tmp_path, name, value):
+OTHERS = {"codec": {"palette": "0" * 16}, "grid": {"grid": (4, 16)}, "crop": {"crop": "random"}}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_other_codecs_and_grids(model, tmp_path, what):
     compress(model, photographs(2), tmp_path / "a.igpt")
-    rewrite(tmp_path / "a.igpt", **{name: value})
-    refused(tmp_path / "a.igpt", model, f"was made with the {name}")
+    rewrite(tmp_path / "a.igpt", **OTHERS[what])
+    refused(tmp_path / "a.igpt", model, f"was made with the {what}")
 
 
 def rewrite(path, **values):
@@ -230,17 +234,17 @@ def test_a_device_that_is_not_here_is_replaced(model, tiny_folder, tmp_path):
 
 
 def test_digests_guard_pixels_too(model):
-    codec = Codec(model.backend, model.codec, model.framing, True)
+    coding = Coding(model.backend, model.codec, model.framing, True)
     given = photographs(2)
     batch = Batch(model.encode(given), [None, None], given)
-    content = encode_batch(codec, batch).content
+    content = encode_batch(coding, batch).content
     fields = Fields(content)
     whole = fields.take(fields.short(1 << 20))
-    assert same(decode_batch(codec, whole).pixels or [], given)
+    assert same(decode_batch(coding, whole).pixels or [], given)
     changed = bytearray(whole)
     changed[-9] ^= 64
     with pytest.raises(OtherIds):
-        decode_batch(codec, bytes(changed))
+        decode_batch(coding, bytes(changed))
 
 
 def test_bidirectional_models_and_numbers_out_of_range(model, folder, tmp_path):

@@ -124,7 +124,7 @@ def test_numbers_that_say_what_is_usual_are_no_hindrance(model, tmp_path):
 def test_a_palette_of_another_model(model, tmp_path):
     config = json.loads((model[0] / "preprocessor_config.json").read_text())
     (model[0] / "preprocessor_config.json").write_text(json.dumps(config | {"clusters": colours(4).tolist()}))
-    with pytest.raises(InputError, match="a palette of 4 colours, and its model has 5"):
+    with pytest.raises(InputError, match="a palette of 4, and its model has 5 colours"):
         write_archive(model[0], tmp_path / "a.npz")
     (model[0] / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match="its palette is unknown"):

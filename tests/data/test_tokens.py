@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegpt.codec.palette import PaletteCodec
+from imagegpt.data.ids import codec_of
 from imagegpt.data.records import Tokens
 from imagegpt.data.sources import open_source
 from imagegpt.data.tokens import verify
@@ -134,9 +136,8 @@ def checked(folder, labels=(1, 0, 1)):
 
 def test_the_palette_and_the_checksums_come_along(tmp_path):
     tokens = open_source(checked(tmp_path)).tokens
-    assert tokens is not None and tokens.clusters is not None and tokens.checksums is not None
-    assert tokens.clusters.dtype == np.float32
-    np.testing.assert_array_equal(tokens.clusters, CODEC.clusters)
+    assert tokens is not None and tokens.checksums is not None
+    assert tokens.entries == {"clusters": CODEC.clusters.tolist()}
     assert sorted(tokens.checksums) == ["ids.npy", "labels.npy"]
     assert tokens == Tokens(CODEC.fingerprint, (2, 3))
     assert repr(tokens) == f"Tokens(codec={CODEC.fingerprint!r}, grid=(2, 3))"
@@ -145,7 +146,7 @@ def test_the_palette_and_the_checksums_come_along(tmp_path):
 def test_a_folder_without_them_is_read_and_vouches_for_nothing(tmp_path):
     tokens = open_source(tokenise(tmp_path, IDS)).tokens
     assert tokens is not None
-    assert (tokens.clusters, tokens.checksums) == (None, None)
+    assert (tokens.entries, tokens.checksums) == ({}, None)
     assert verify(tmp_path) is False
 
 
@@ -178,6 +179,16 @@ def test_a_file_that_is_gone_or_cut_off_is_named(tmp_path, name):
         verify(tmp_path)
 
 
+def test_another_codec_beside_the_ids_is_found(tmp_path):
+    meta = checked(tmp_path) / "meta.json"
+    values = json.loads(meta.read_text())
+    meta.write_text(json.dumps({**values, "codec": CODEC.fingerprint, "clusters": CODEC.clusters.tolist()}))
+    assert verify(tmp_path) is True
+    meta.write_text(json.dumps({**values, "codec": CODEC.fingerprint, "clusters": CODEC.clusters[::-1].tolist()}))
+    with pytest.raises(InputError, match="and beside them another"):
+        verify(tmp_path)
+
+
 def test_labels_that_came_later_are_named(tmp_path):
     np.save(checked(tmp_path, None) / "labels.npy", [0, 1, 0])
     with pytest.raises(InputError, match=r"labels\.npy is there, and meta\.json has no checksum of it"):
@@ -187,9 +198,6 @@ def test_labels_that_came_later_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("meta", "told"),
     [
-        ({"clusters": CODEC.clusters[::-1].tolist(), "codec": CODEC.fingerprint}, "clusters have the fingerprint"),
-        ({"clusters": [[0, 0]]}, r"A palette is an array of K colours, shape \(K, 3\)"),
-        ({"clusters": "red"}, ""),
         ({"checksums": {}}, "checksums must be the SHA-256 digests"),
         ({"checksums": {"labels.npy": ZEROS}}, "checksums must be the SHA-256 digests"),
         ({"checksums": {"ids.npy": "0" * 63}}, "checksums must be the SHA-256 digests"),
@@ -200,9 +208,27 @@ def test_labels_that_came_later_are_named(tmp_path):
     ],
     ids=str,
 )
-def test_a_palette_or_checksums_that_can_not_be_are_refused(tmp_path, meta, told):
+def test_checksums_that_can_not_be_are_refused(tmp_path, meta, told):
     tokenise(tmp_path, IDS, **meta)
     for read in (open_source, verify):
         with pytest.raises(InputError, match=rf"meta\.json can't be used: .*{told}") as error:
             read(tmp_path)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ({"clusters": CODEC.clusters[::-1].tolist()}, "and beside them another"),
+        ({"clusters": [[0, 0]]}, r"codec can't be used: A palette is an array of K colours, shape \(K, 3\)"),
+        ({"clusters": "red"}, "codec can't be used"),
+        ({"vqvae": "../elsewhere"}, "codec can't be used: vqvae must be the name of a folder beside it"),
+        ({"vqvae": "gone"}, "gone"),
+    ],
+    ids=str,
+)
+def test_a_codec_that_can_not_be_is_refused_when_it_is_asked_for(tmp_path, entries, told):
+    source = open_source(tokenise(tmp_path, IDS, codec=CODEC.fingerprint, **entries))
+    with pytest.raises(InputError, match=told) as error:
+        codec_of(source, None)
+    assert "\n" not in str(error.value)

@@ -217,16 +217,16 @@ def test_passes_that_can_not_be(passes, causal, words):
 def test_sums_are_float64():
     surprise = np.full((1, 2**17), 1 + 2**-20, np.float32)
     surprise[0, 0] = 2**24
-    scores = Scores(surprise, surprise, "a codec")
+    scores = Scores(surprise, surprise, "a codec", 3)
     assert scores.log_likelihood[0] == -(2**24 + (2**17 - 1) * (1 + 2**-20))
     assert scores.log_likelihood.dtype == scores.nats_per_token.dtype == np.float64
 
 
 def test_units():
-    scores = Scores(np.full((2, 4), math.log(512), np.float32), np.ones((2, 4), np.float32), "a codec")
+    scores = Scores(np.full((2, 4), math.log(512), np.float32), np.ones((2, 4), np.float32), "a codec", 3)
     np.testing.assert_allclose(scores.nats_per_token, math.log(512), rtol=1e-6)
     np.testing.assert_allclose(scores.bits_per_dim, 3, rtol=1e-6)  # nine bits, three for each channel
     np.testing.assert_allclose(scores.mean_entropy, 1)
-    assert bits_per_dim(math.log(2)) == pytest.approx(1 / 3)
+    assert bits_per_dim(math.log(2), 3) == pytest.approx(1 / 3)
     assert len(scores) == 2
     assert scores.method == "likelihood"

@@ -73,11 +73,11 @@ def test_the_examples_of_the_model_card_run_with_only_paths_changed(source, out,
     np.testing.assert_allclose(outputs[0], wanted, atol=1e-4)
 
 
-def test_a_session_knows_its_palette_grid_and_model(source, out):
+def test_a_session_knows_its_codec_grid_and_model(source, out):
     session = InferenceSession(out)
     assert session.path.name == "model.onnx"
-    assert session.grid == classifiers.GRID and len(session.palette) == classifiers.K
-    np.testing.assert_array_equal(session.palette.clusters, ImageGPT(source).codec.clusters)
+    assert session.grid == classifiers.GRID and len(session.codec) == classifiers.K
+    np.testing.assert_array_equal(session.codec.colors, ImageGPT(source).codec.colors)
     assert session.spec == ImageGPT(source).spec
     assert session.fingerprint == fingerprint(source) and session.precision == "fp32"
     assert session.metadata.version == __version__ and session.classes == ()

@@ -110,7 +110,7 @@ def test_what_it_tells(made):
     assert {name: found[name] for name in ("step", "position", "steps", "processes", "seed", "skipped")} == {
         **{"step": 8, "position": 8, "steps": 12, "processes": 1, "seed": 0, "skipped": 0}
     }
-    assert (found["palette"], found["torch"], found["recipe"]["lr"]) == (CODEC.fingerprint, torch.__version__, 0.01)
+    assert (found["codec"], found["torch"], found["recipe"]["lr"]) == (CODEC.fingerprint, torch.__version__, 0.01)
     assert found["epoch"] == 8 / 12
     assert set(found["files"]) == {*FILES, *(f"ema/{name}" for name in FILES[:3])}
     for name, (size, digest) in found["files"].items():

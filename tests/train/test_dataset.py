@@ -48,7 +48,7 @@ def expected(framing, numbers) -> np.ndarray:
 def test_pictures_become_ids_in_the_folder_of_the_run(tmp_path, out, palette):
     told = []
     data = pictures(tmp_path / "data", 10)
-    found = opened(out, lambda *at: told.append(at), train=data, palette=palette)
+    found = opened(out, lambda *at: told.append(at), train=data, codec=palette)
     order = [*range(0, 10, 2), *range(1, 10, 2)]  # by class
     np.testing.assert_array_equal(found.train.ids_NT, expected(found.framing, order))
     assert found.train.path == str(out / "data" / "train")
@@ -60,19 +60,19 @@ def test_pictures_become_ids_in_the_folder_of_the_run(tmp_path, out, palette):
 
 def test_they_are_made_once(tmp_path, out, palette):
     data = pictures(tmp_path / "data", 4)
-    opened(out, train=data, palette=palette)
+    opened(out, train=data, codec=palette)
     before = (out / "data" / "train" / "ids.npy").stat().st_mtime_ns
     told = []
-    opened(out, lambda *at: told.append(at), train=data, palette=palette)
+    opened(out, lambda *at: told.append(at), train=data, codec=palette)
     assert (out / "data" / "train" / "ids.npy").stat().st_mtime_ns == before
     assert told == []
 
 
 @pytest.mark.parametrize(
-    "change", [{"palette": "nano"}, {"grid": "4x8"}, {"crop": "none"}, {"train": "other"}, {"limit": 3}], ids=str
+    "change", [{"codec": "nano"}, {"grid": "4x8"}, {"crop": "none"}, {"train": "other"}, {"limit": 3}], ids=str
 )
 def test_ids_of_something_else_are_made_anew(tmp_path, out, palette, change):
-    values = {"train": pictures(tmp_path / "data", 4), "palette": palette}
+    values = {"train": pictures(tmp_path / "data", 4), "codec": palette}
     for number in range(4):
         put(tmp_path / "other" / "cat" / f"{number}.png", b"")
         picture(9 - number).save(tmp_path / "other" / "cat" / f"{number}.png")
@@ -90,9 +90,9 @@ def test_ids_of_something_else_are_made_anew(tmp_path, out, palette, change):
 def test_a_damaged_description_of_ids(tmp_path, out, palette, text):
     """They are made anew."""
     data = pictures(tmp_path / "data", 4)
-    first = np.array(opened(out, train=data, palette=palette).train.ids_NT)
+    first = np.array(opened(out, train=data, codec=palette).train.ids_NT)
     (out / "data" / "train" / "meta.json").write_text(text)
-    np.testing.assert_array_equal(opened(out, train=data, palette=palette).train.ids_NT, first)
+    np.testing.assert_array_equal(opened(out, train=data, codec=palette).train.ids_NT, first)
 
 
 def test_tokenised_data_bring_their_palette(tmp_path, out):
@@ -113,7 +113,7 @@ def test_validation_pictures_of_tokenised_data(tmp_path, out):
 @pytest.mark.parametrize(("augment", "stored"), [("none", True), ("cifar", True), ("flip", True), ("crop", False)])
 def test_pictures_stay_pictures_where_each_time_another_part_is_shown(tmp_path, out, palette, augment, stored):
     data = pictures(tmp_path / "data", 6)
-    found = opened(out, train=data, validation=data, palette=palette, augment=augment)
+    found = opened(out, train=data, validation=data, codec=palette, augment=augment)
     assert (found.train.ids_NT is not None) == stored
     assert found.validation is not None
     assert found.validation.ids_NT is not None
@@ -122,7 +122,7 @@ def test_pictures_stay_pictures_where_each_time_another_part_is_shown(tmp_path, 
 
 def test_limits(tmp_path, out, palette):
     data = pictures(tmp_path / "data", 8)
-    found = opened(out, train=data, validation=data, palette=palette, limit=5, validation_limit=3)
+    found = opened(out, train=data, validation=data, codec=palette, limit=5, validation_limit=3)
     assert (len(found.train), found.validation and len(found.validation)) == (5, 3)
 
 
@@ -132,12 +132,12 @@ def test_limits(tmp_path, out, palette):
 def test_a_palette_is_fitted_once(tmp_path, out):
     data = pictures(tmp_path / "data", 6)
     told = []
-    first = opened(out, lambda *at: told.append(at), train=data, palette="fit", colors=8)
+    first = opened(out, lambda *at: told.append(at), train=data, codec="fit", colors=8)
     assert ("colours of the training pictures", 6, 6) in told
     assert len(first.codec) == 8
     assert PaletteCodec.load(out / "palette.npy").fingerprint == first.codec.fingerprint
     told.clear()
-    again = opened(out, lambda *at: told.append(at), train=data, palette="fit", colors=8)
+    again = opened(out, lambda *at: told.append(at), train=data, codec="fit", colors=8)
     assert again.codec.fingerprint == first.codec.fingerprint
     assert told == []
 
@@ -145,8 +145,8 @@ def test_a_palette_is_fitted_once(tmp_path, out):
 def test_another_number_of_colours(tmp_path, out):
     """Before there is a checkpoint, a run may change its mind."""
     data = pictures(tmp_path / "data", 6)
-    opened(out, train=data, palette="fit", colors=8)
-    found = opened(out, train=data, palette="fit", colors=5)
+    opened(out, train=data, codec="fit", colors=8)
+    found = opened(out, train=data, codec="fit", colors=5)
     assert len(found.codec) == 5
     assert int(np.max(found.train.ids_NT)) < 5
 
@@ -159,7 +159,7 @@ def test_the_default_palette_is_nanos(tmp_path, out):
 
 
 def test_the_palette_of_a_model(tmp_path, out, tiny_folder):
-    found = opened(out, train=pictures(tmp_path / "data", 2), palette=str(tiny_folder))
+    found = opened(out, train=pictures(tmp_path / "data", 2), codec=str(tiny_folder))
     assert found.codec.fingerprint == CODEC.fingerprint  # the same random numbers
 
 
@@ -169,12 +169,12 @@ def test_the_palette_of_a_model(tmp_path, out, tiny_folder):
 def test_pictures_that_are_broken_are_counted(tmp_path, out, palette):
     data = pictures(tmp_path / "data", 6)
     Path(data, "cat", "002.png").write_bytes(b"no picture")
-    found = opened(out, train=data, validation=data, palette=palette)
+    found = opened(out, train=data, validation=data, codec=palette)
     assert found.skipped == 2
     assert len(found.train) == 5
     [told] = json.loads((out / "data" / "train" / "meta.json").read_text())["skipped"]
     assert "002.png" in told
-    again = opened(out, train=data, validation=data, palette=palette)
+    again = opened(out, train=data, validation=data, codec=palette)
     assert (again.skipped, len(again.train)) == (2, 5)
 
 
@@ -213,7 +213,7 @@ def broken(tmp_path: Path) -> str:
     return str(tmp_path / "broken")
 
 
-@pytest.mark.parametrize("values", [{}, {"palette": "fit", "colors": 4}], ids=str)
+@pytest.mark.parametrize("values", [{}, {"codec": "fit", "colors": 4}], ids=str)
 def test_no_picture_can_be_read(tmp_path, out, values):
     with pytest.raises(InputError, match=r"broken holds (no picture that|none that) can be read"):
         opened(out, train=broken(tmp_path), **values)
@@ -221,7 +221,7 @@ def test_no_picture_can_be_read(tmp_path, out, values):
 
 def test_a_palette_can_not_be_fitted_to_ids(tmp_path, out):
     with pytest.raises(InputError, match="holds ids, not pictures"):
-        opened(out, train=tokens(tmp_path / "tokens"), palette="fit", colors=4)
+        opened(out, train=tokens(tmp_path / "tokens"), codec="fit", colors=4)
     assert not (out / "palette.npy").exists()
 
 
@@ -240,7 +240,7 @@ def test_an_empty_folder(tmp_path, out, part):
 
 def test_ids_that_were_changed_since_they_were_made(tmp_path, out, palette):
     data = pictures(tmp_path / "data", 4)
-    opened(out, train=data, palette=palette)
+    opened(out, train=data, codec=palette)
     made = shutil.copytree(out / "data" / "train", tmp_path / "tokens")
     array = np.load(made / "ids.npy")
     array[0, 0] ^= 1

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from by_hand import make
+from imagegpt.codec.palette import PaletteCodec
 from imagegpt.data.records import Source
 from imagegpt.pipeline import ImageGPT
 from imagegpt.sheet import sample_sheet
@@ -24,6 +25,7 @@ from reference import training as reference
 COLORS, LENGTH, COUNT = 7, 6, 2 * ROWS + 5
 IDS = np.random.default_rng(1).integers(0, COLORS, (COUNT + 10, LENGTH)).astype(np.uint16)
 SOURCE = Source("here", COUNT, lambda start, stop: iter(()), ids_NT=IDS)  # shorter than its array
+CODEC = PaletteCodec(np.random.default_rng(0).uniform(-1, 1, (COLORS, 3)))
 MASK = 0.4
 
 
@@ -52,10 +54,16 @@ def test_validation_is_the_mean_loss_of_all_pictures(values):
     training.step(training.gradient(IDS[:4].astype(np.int64), 0), 1.0)
     config = training.config.to_dict()
     expected = np.mean([reference.ar_loss(state_of(training), config, [ids]) for ids in IDS[:COUNT].astype(int)])
-    found = validate(training, SOURCE)
+    found = validate(training, SOURCE, CODEC)
     assert found["nats_per_token"] == pytest.approx(expected, rel=1e-6)
     assert found["bits_per_dim"] == pytest.approx(expected / math.log(2) / 3, rel=1e-6)
     assert (found["codec"], found["pictures"]) == ("palette of 7", COUNT)
+
+
+def test_bits_per_dim_are_of_the_numbers_that_an_id_stands_for(tiny_vqvae):
+    found = validate(prepared(), SOURCE, tiny_vqvae)
+    assert found["bits_per_dim"] == pytest.approx(found["nats_per_token"] / math.log(2) / 12, rel=1e-6)
+    assert found["codec"] == tiny_vqvae.name
 
 
 def test_masked_validation_is_the_mean_over_five_masks_of_each_picture():
@@ -64,13 +72,13 @@ def test_masked_validation_is_the_mean_over_five_masks_of_each_picture():
     assert EVALUATION_MASKS == 5
     every = [reference.bert_loss(state, config, IDS[:COUNT].astype(int), bert_masks(copy)) for copy in range(5)]
     assert len(set(every)) == 5
-    assert validate(training, SOURCE)["nats_per_token"] == pytest.approx(np.mean(every), rel=1e-6)
+    assert validate(training, SOURCE, CODEC)["nats_per_token"] == pytest.approx(np.mean(every), rel=1e-6)
 
 
 def masks_seen(training, monkeypatch):
     seen, loss = [], training.loss
     monkeypatch.setattr(training, "loss", lambda ids, masks: seen.append(masks) or loss(ids, masks))
-    validate(training, SOURCE)
+    validate(training, SOURCE, CODEC)
     return np.concatenate(seen)
 
 
@@ -90,21 +98,21 @@ def test_masks_of_validation_are_the_same_every_time_and_in_every_run(monkeypatc
 def test_processes_share_the_pictures_and_sum_what_they_found(objective, count):
     """Each of three processes in turn, the last one sometimes without pictures; nothing is sent."""
     source = replace(SOURCE, length=count, ids_NT=np.tile(IDS, (2, 1)))
-    whole = validate(prepared(objective), source)["nats_per_token"]
+    whole = validate(prepared(objective), source, CODEC)["nats_per_token"]
     parts, forwards = [], []
     for rank in range(3):
         training = prepared(objective)
         group = type("Group", (), {"rank": rank, "count": 3, "total": lambda self, number: [number]})()
         training.group = group
         training.loss = lambda *args, loss=training.loss: forwards.append(1) or loss(*args)
-        parts.append(validate(training, source)["nats_per_token"])
+        parts.append(validate(training, source, CODEC)["nats_per_token"])
         assert len(forwards) == (rank + 1) * (1 if objective == "ar" else 5) * math.ceil(count / 3 / ROWS)
     assert sum(parts) == pytest.approx(whole, rel=1e-6)
 
 
 def test_validation_leaves_no_trace():
     training, other = prepared(ema=0.5, dropout=0.2), prepared(ema=0.5, dropout=0.2)
-    validate(training, SOURCE)
+    validate(training, SOURCE, CODEC)
     ids = IDS[:4].astype(np.int64)
     assert training.gradient(ids, 0) == other.gradient(ids, 0)
     assert all(torch.equal(training.parameters[name], weight) for name, weight in other.parameters.items())

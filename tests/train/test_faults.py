@@ -89,7 +89,7 @@ def full(*_, **__):
 
 
 @pytest.mark.parametrize(
-    "name", ["write_tensors", "save_preprocessor", "_save_state", "_list_files", "write_text", "make_folder", "_sync"]
+    "name", ["write_tensors", "write_preprocessor", "_save_state", "_list_files", "write_text", "make_folder", "_sync"]
 )
 def test_a_disk_that_fills_at_any_part_of_a_checkpoint(data, tmp_path, monkeypatch, capsys, name):
     out = tmp_path / "run"

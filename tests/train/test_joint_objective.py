@@ -444,7 +444,7 @@ def test_validations_nats_are_those_of_pretraining(folders, tmp_path, model):
     task, dataset, training = prepared(folders, tmp_path, model)  # more than one forward
     found = task.validate(training, dataset)["nats_per_token"]
     plain = alike(ImageGPTForCausalImageModeling, training.model)
-    expected = validate_nats(Training(plain, task.recipe, CPU), dataset.validation)["nats_per_token"]
+    expected = validate_nats(Training(plain, task.recipe, CPU), dataset.validation, dataset.codec)["nats_per_token"]
     assert found == pytest.approx(expected, rel=1e-6)
 
 

@@ -153,7 +153,7 @@ def test_pictures_of_which_some_are_broken_shared_by_two(tmp_path):
 
 def test_two_make_ids_of_pictures_together(tmp_path):
     data = pictures(tmp_path / "data", 24)
-    more = ["--validation", data, "--palette", "fit", "--colors", "8"]
+    more = ["--validation", data, "--codec", "fit", "--colors", "8"]
     assert main(arguments(data, tmp_path / "one", *more)) == 0
     run = finish(arguments(data, tmp_path / "two", *more), tmp_path / "io", 2)
     assert column(tmp_path / "two") == pytest.approx(column(tmp_path / "one"), abs=1e-5)

@@ -318,7 +318,7 @@ def test_a_position_below_0_is_refused_at_once():
 
 
 def test_ids_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="here holds ids, and the augmentation crop needs pictures"):
+    with pytest.raises(InputError, match="here holds ids of a palette of 16, and the augmentation crop needs pictures"):
         make(STORED, "crop")
     with pytest.raises(InputError, match="holds ids of the codec 0123"):
         make(replace(STORED, tokens=Tokens("0123", (8, 16))))

@@ -1,14 +1,14 @@
 """A small model of ids that knows only the neighbours to the left and above: the background of likelihood ratios.
 
 Its distribution mixes what followed the same pair of neighbours in the normal pictures with what followed either of
-them, and that with how frequent each colour is, by the rule of Witten and Bell (1991, "The zero-frequency problem",
+them, and that with how frequent each id is, by the rule of Witten and Bell (1991, "The zero-frequency problem",
 method C; interpolated as in Chen and Goodman 1999): after a context c that was seen n(c) times, before d(c) different
 ids,
 
     P(x | c) = (n(c, x) + d(c) P'(x)) / (n(c) + d(c)),
 
-where P' is the next smaller model: of the pair the mean of those of its two members, of these the colours alone, of
-those 1 / K. It sums to 1, and nothing has probability 0. A neighbour beyond the edge counts as one more colour, K.
+where P' is the next smaller model: of the pair the mean of those of its two members, of these the ids alone, of
+those 1 / K. It sums to 1, and nothing has probability 0. A neighbour beyond the edge counts as one more id, K.
 
 Shape suffixes: B pictures, T ids, M different events.
 """

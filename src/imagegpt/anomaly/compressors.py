@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec
 from imagegpt.errors import InputError
 from imagegpt.sequence import unflatten
 
@@ -50,15 +50,15 @@ def compressor_version(name: str) -> str:
     return f"{name} {features.version(kind) if kind else zlib.ZLIB_RUNTIME_VERSION}"
 
 
-def compressed(ids_BT: NDArray[np.int64], codec: PaletteCodec, grid: tuple[int, int], name: str) -> NDArray[np.float64]:
+def compressed(ids_BT: NDArray[np.int64], codec: Codec, grid: tuple[int, int], name: str) -> NDArray[np.float64]:
     """The length of each picture's file, (B,), in nats for each id: bytes times 8 ln 2 / T.
 
     Args:
-        ids_BT: the pictures; what is compressed are the palette's colours, as the model sees them.
-        codec: the palette.
-        grid: (height, width).
+        ids_BT: the pictures; what is compressed are the pixels that the codec makes of them, as the model sees these.
+        codec: whose ids they are.
+        grid: (height, width) of ids.
         name: "png" or "webp" of Pillow's, or "zlib" of the bytes row by row.
     """
-    pixels_BHWC = unflatten(codec.decode(ids_BT), grid)
+    pixels_BHWC = codec.decode(unflatten(ids_BT, grid))
     lengths = [COMPRESSORS[name](pixels) for pixels in pixels_BHWC]
     return np.array(lengths, np.float64) * 8 * math.log(2) / ids_BT.shape[1]

@@ -67,7 +67,7 @@ class Detector:
         skipped: a sentence for each normal picture that could not be read; known only after `fit`.
 
     Raises:
-        InputError: it was fitted with another model, palette or precision.
+        InputError: it was fitted with another model, codec or precision.
 
     Example:
         >>> from imagegpt import ImageGPT
@@ -193,7 +193,7 @@ class Detector:
             Each batch and its verdicts; of no picture, where all of a batch were skipped.
 
         Raises:
-            InputError: as `score`, or ids of another palette.
+            InputError: as `score`, or ids of another codec.
         """
         thresholds, backend = self.thresholds(fpr), self.model.score_backend(len(source))
         how = self.fitted.background, self.facts.compressor, backend, on_error, progress
@@ -227,7 +227,7 @@ def _check_fits(model: ImageGPT, facts: Facts) -> None:
             continue
         if name == "precision":
             raise InputError(f"The detector was fitted in {fitted}, and {model.path} is opened in {value}.")
-        what = "model" if name == "fingerprint" else "palette or grid"
+        what = "model" if name == "fingerprint" else "codec or grid"
         raise InputError(f"The detector was fitted to another {what} than that of {model.path}: name its own model.")
     here = compressor_version(facts.compressor)
     if here != facts.compressor_version:

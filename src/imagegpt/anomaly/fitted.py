@@ -49,7 +49,7 @@ class Facts:
     Args:
         model: name of the model, as `ImageGPT.from_pretrained` takes it.
         fingerprint: of the model's weights.
-        palette: fingerprint of its colours.
+        palette: fingerprint of its codec, whichever that is.
         framing: how pictures are brought onto the grid.
         colors: K.
         grid: (height, width).

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from imagegpt.anomaly.background import Background
 from imagegpt.anomaly.compressors import compressed
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec
 from imagegpt.engine.score import Scores
 
 # The model's mean surprise; its mean entropy, which is the surprise that it expects; the standard deviation of the
@@ -20,7 +20,7 @@ MOST = 1e6  # nats: what an id that can't be counts as, so that all stays finite
 
 
 def measure(
-    ids_BT: NDArray[np.int64], scores: Scores, background: Background, codec: PaletteCodec, compressor: str
+    ids_BT: NDArray[np.int64], scores: Scores, background: Background, codec: Codec, compressor: str
 ) -> NDArray[np.float64]:
     """The statistics of pictures, (B, S), in the order of `STATISTICS`.
 
@@ -28,7 +28,7 @@ def measure(
         ids_BT: the pictures.
         scores: what the model says of them.
         background: the small model beside it.
-        codec: the palette.
+        codec: whose ids they are.
         compressor: see `compressed`.
     """
     surprise_BT = np.minimum(scores.surprise.astype(np.float64), MOST)

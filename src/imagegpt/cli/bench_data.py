@@ -10,8 +10,8 @@ from imagegpt import checkpoint
 from imagegpt.cli.options import DataOptions, Json, Whole, parse_grid
 from imagegpt.cli.output import print_record
 from imagegpt.codec.augment import Augmentation
-from imagegpt.codec.pictures import Framing
-from imagegpt.data.ids import palette_of
+from imagegpt.codec.codec import framing_for
+from imagegpt.data.ids import codec_of
 from imagegpt.data.records import Source
 from imagegpt.errors import InputError
 from imagegpt.spec import ModelSpec
@@ -28,7 +28,7 @@ def data(
     batch: Whole = 128,
     augment: str = "none",
     grid: str | None = None,
-    palette: str | None = None,
+    codec: str | None = None,
     crop: Literal["none", "center"] = "center",
     seed: Whole = 0,
     seconds: float = 5.0,
@@ -44,7 +44,8 @@ def data(
         batch: pictures of a batch.
         augment: cifar, imagenet, or some of crop, pad and flip with commas between them.
         grid: of ids, HEIGHTxWIDTH; default: that of tokenised data, else 32x32.
-        palette: an .npy file, a model folder, "nano" or a Hub id; default: that of tokenised data, else nano.
+        codec: a palette's .npy file, a codec's or model's folder, "nano" or a Hub id; default: that of tokenised data,
+            else nano.
         crop: cut the largest centred part of the grid's shape, or squash the whole picture.
         seed: of the order and of the augmentation.
         seconds: how long batches are counted, after the first.
@@ -58,11 +59,12 @@ def data(
     spec = None if model is None else checkpoint.read_spec(checkpoint.find_model(model))
     augmentation = Augmentation.parse(augment)
     source = DataOptions(limit).open(data)
-    framing, codec = Framing(*_grid(grid, source), crop), palette_of(source, palette)
+    used, ids = codec_of(source, codec), _grid(grid, source)
+    framing = framing_for(used, ids, crop)
     skipped: list[str] = []
-    batches = Batches(source, codec, framing, augmentation, batch, seed, skipped=skipped.append)
+    batches = Batches(source, used, framing, augmentation, batch, seed, skipped=skipped.append)
     record: dict[str, Any] = {"data": data, "records": len(source), "holds": "ids" if source.tokens else "pictures"}
-    record |= {"grid": [framing.height, framing.width], "batch": batch, "augment": str(augmentation)}
+    record |= {"grid": list(ids), "codec": used.name, "batch": batch, "augment": str(augmentation)}
     record |= measure(batches, seconds) | {"skipped": skipped}
     if model is not None and spec is not None:
         record |= {"model": model, "training_limit_pictures_per_s": round(_training_limit(spec, batch, device), 1)}

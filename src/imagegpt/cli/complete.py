@@ -7,13 +7,15 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from cyclopts import Parameter
 
 from imagegpt.cli.options import PaintOptions, Whole
 from imagegpt.cli.output import Output, check_num, painting, report
 from imagegpt.codec.pictures import read_pictures
+from imagegpt.engine.decode import UNKNOWN
 from imagegpt.errors import InputError
-from imagegpt.sheet import completion_sheet, hide
+from imagegpt.sheet import completion_sheet
 
 
 def complete(
@@ -70,7 +72,7 @@ def complete(
             for number, image in enumerate(samples, 1)
         ]
     else:
-        seen = [hide(samples[0], known) for samples, known in zip(result.images, result.known, strict=True)]
+        seen = model.decode(np.where(result.known, result.ids[::num], UNKNOWN))
         inputs = [model.framing.cut(picture) for picture in pictures]
         written = [output.save(None, completion_sheet(inputs, seen, result.images))]
     record = {"written": written, "seed": result.seed, "given": int(result.known[0].sum())}

@@ -50,7 +50,7 @@ def _validation(record: dict[str, Any]) -> str:
 
 
 # What a validation may find, in the order in which it is told.
-PARTS = ("accuracy", "top5")
+PARTS = ("accuracy", "top5", "used")
 WORTH = {
     "accuracy": "accuracy",
     "top5": "top-5",
@@ -59,6 +59,9 @@ WORTH = {
     "class_loss": "class loss",
     "nats_per_token": "nats/token",
     "bits_per_dim": "bits/dim",
+    "psnr": "dB PSNR",
+    "used": "of the codes used",
+    "perplexity": "perplexity of codes",
 }
 LINES = {
     "start": lambda record: (

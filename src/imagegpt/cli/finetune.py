@@ -7,10 +7,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from imagegpt.cli.display import best_of, showing
-from imagegpt.cli.options import Json, place_among_processes
-from imagegpt.cli.output import keeping, print_record
-from imagegpt.cli.train import from_recipe, suggest
+from imagegpt.cli.options import Json
+from imagegpt.cli.train import carry_out, from_recipe
 from imagegpt.errors import InputError
 from imagegpt.train.finetune_recipe import FinetuneRecipe
 
@@ -41,17 +39,7 @@ def finetune(
         values: of the recipe.
         json_: print the summary as JSON.
     """
-    from imagegpt.train.loop import train as run
-
     chosen = values or FinetuneRecipe()
-    place = place_among_processes()
     if chosen.watch.probe_every:
         raise InputError("--probe-every is of `imagegpt train`: here the validations tell how well classes are known.")
-    if find_lr:
-        suggest(chosen, out, place, json_)
-        return
-    with keeping(out), showing(place[0] == 0, "loss") as display:
-        summary = run(chosen, out, place=place, tell=display.tell, working=display.working)
-    if place[0] == 0:
-        sentence = f"{summary['model']}: {summary['step']} updates in {summary['seconds']:.1f} s{best_of(summary)}"
-        print_record(summary, json_, sentence)
+    carry_out(chosen, out, find_lr, json_, "loss")

@@ -8,12 +8,13 @@ import math
 from imagegpt import checkpoint
 from imagegpt.cli.options import Json
 from imagegpt.cli.output import print_record
+from imagegpt.codec.codec import grid_of
 from imagegpt.codec.preprocessor_file import NAME as PREPROCESSOR
 from imagegpt.codec.preprocessor_file import load_preprocessor
 
 
 def info(model: str = "nano", /, *, json_: Json = False) -> None:
-    """Show what a model is: its shape, its files, its palette.
+    """Show what a model is: its shape, its files, its codec.
 
     Args:
         model: "nano" (comes with the package), a model folder, or a Hugging Face Hub id.
@@ -33,13 +34,18 @@ def info(model: str = "nano", /, *, json_: Json = False) -> None:
         "dtypes": sorted({dtype for dtype, _ in stored.values()}) if stored else None,
         "parameters": sum(math.prod(shape) for shape in checkpoint.expected_shapes(spec, heads).values()),
         **dataclasses.asdict(spec),
-        "palette": None,
+        "codec": None,
     }
     if classes:
         record["classes"] = list(classes)
     if (folder / PREPROCESSOR).exists():
         codec, framing = load_preprocessor(folder)
-        record["palette"] = {"colors": len(codec), "fingerprint": codec.fingerprint}
-        record["grid"] = [framing.height, framing.width]
+        record["codec"] = {
+            "name": codec.name,
+            "ids": len(codec),
+            "factor": codec.factor,
+            "fingerprint": codec.fingerprint,
+        }
+        record["grid"] = list(grid_of(codec, framing))
         record["crop"] = framing.crop
     print_record(record, json_)

@@ -33,7 +33,7 @@ app.command("imagegpt.cli.score:score", name="score", help="Tell how likely pict
 app.command("imagegpt.cli.anomaly:anomaly", name="anomaly", help="Find pictures that are unlike normal ones.")
 app.command("imagegpt.cli.compress:compress", name="compress", help="Put pictures into one small file.")
 app.command("imagegpt.cli.compress:decompress", name="decompress", help="Take pictures out of a compressed file.")
-app.command("imagegpt.cli.tokenize:tokenize", name="tokenize", help="Turn pictures into the ids of a palette, once.")
+app.command("imagegpt.cli.tokenize:tokenize", name="tokenize", help="Turn pictures into the ids of a codec, once.")
 app.command("imagegpt.cli.train:trainer", name="train", help="Train a network on pictures, from their pixels alone.")
 app.command("imagegpt.cli.finetune:finetuner", name="finetune", help="Make a classifier of a model and labels.")
 app.command("imagegpt.cli.convert:convert", name="convert", help="Read OpenAI's TensorFlow checkpoints, and back.")
@@ -41,10 +41,11 @@ app.command("imagegpt.cli.download:download", name="download", help="Fetch OpenA
 app.command("imagegpt.cli.export:export", name="export", help="Write a model in a form that others run: ONNX, torch.")
 app.command("imagegpt.cli.push:push", name="push", help="Put a model on the Hugging Face Hub.")
 app.command("imagegpt.cli.pull:pull", name="pull", help="Fetch a model from the Hugging Face Hub into a folder.")
+app.command("imagegpt.cli.vqvae:vqvae", name="vqvae", help="Learn codes for blocks of pixels, in a palette's place.")
 app.command("imagegpt.cli.palette:palette", name="palette", help="Fit a palette to your pictures, or look at one.")
 app.command("imagegpt.cli.bench:bench", name="bench", help="Measure how fast this machine is.")
 app.command("imagegpt.cli.plan:plan", name="plan", help="Say what a training run will cost.")
-app.command("imagegpt.cli.info:info", name="info", help="Show what a model is: shape, files, palette.")
+app.command("imagegpt.cli.info:info", name="info", help="Show what a model is: shape, files, codec.")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,21 +32,23 @@ class Output:
     Args:
         target: a file that ends in .png, .webp or .jpg; or a folder: one that exists or a name that ends in a slash.
         facts: what made the pictures; written into PNG files.
+        option: that `target` is the value of.
 
     Raises:
         InputError: nothing can be written there.
     """
 
-    def __init__(self, target: str, facts: dict[str, Any]) -> None:
+    def __init__(self, target: str, facts: dict[str, Any], option: str = "--out") -> None:
         self.path = Path(target)
         self.is_folder = target.endswith(("/", "\\")) or os.path.isdir(target)
         self._facts = {"software": f"imagegpt {__version__}", **facts}
         if not self.is_folder and self.path.suffix.lower() not in SHEET_FORMATS:
             raise InputError(
-                f"--out {target}: give a file that ends in {', '.join(SHEET_FORMATS)}, or a folder with a / at its end."
+                f"{option} {target}: give a file that ends in {', '.join(SHEET_FORMATS)}, or a folder with a / at its "
+                "end."
             )
         if not self.is_folder and not os.path.isdir(self.path.parent):
-            raise InputError(f"--out {target}: there is no folder {self.path.parent}.")
+            raise InputError(f"{option} {target}: there is no folder {self.path.parent}.")
         if self.is_folder:
             check_folder(self.path)
         else:

@@ -17,7 +17,7 @@ from imagegpt.cli.output import print_record, working
 from imagegpt.codec.fit import PIXELS, PixelSample, cluster_colors, palette_error
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import OnError
-from imagegpt.codec.preprocessor_file import find_palette
+from imagegpt.codec.preprocessor_file import find_codec
 from imagegpt.data.records import Source, read_records
 from imagegpt.data.sources import open_source
 from imagegpt.errors import InputError
@@ -78,16 +78,17 @@ def fit(
 
 @palette.command
 def show(source: str = "nano", *, out: Path | None = None, json_: Json = False) -> None:
-    """Show a palette's numbers, and draw it.
+    """Show a palette's numbers, and draw it; of another codec, the mean colours of what its ids stand for.
 
     Args:
-        source: an .npy file such as OpenAI's kmeans_centers.npy, a model folder, "nano" or a Hub id.
-        out: a picture of the colours (.png).
+        source: an .npy file such as OpenAI's kmeans_centers.npy, a codec's or model's folder, "nano" or a Hub id.
+        out: a picture of what all ids stand for (.png).
         json_: print the numbers as JSON.
     """
-    codec = find_palette(source)
-    levels = codec.decode(np.arange(len(codec)))
+    codec = find_codec(source)
+    levels = np.rint(127.5 * (codec.colors + 1)).clip(0, 255).astype(np.uint8)
     record: dict[str, Any] = {
+        "codec": codec.name,
         "colors": len(codec),
         "fingerprint": codec.fingerprint,
         "distinct as uint8": len(np.unique(levels, axis=0)),

@@ -28,6 +28,7 @@ def plan(
     size: str | None = None,
     model: str | None = None,
     grid: str | None = None,
+    codes: Whole | None = None,
     batch: Whole | None = None,
     gpus: Whole = 1,
     gpu: str = "h200",
@@ -52,6 +53,7 @@ def plan(
         size: nano, small, medium, large or xl.
         model: a model folder or name, in the place of a size.
         grid: height x width of ids, such as 64x64; default: the model's.
+        codes: how many ids the codec has, such as 4096; default: the model's.
         batch: pictures of a step, on all GPUs; default: the paper's, 128, and 64 for xl.
         gpus: how many.
         gpu: a100-40, a100-80, b200, h100, h200, l40s, mi300x, rtx4090, t4, v100; or cpu, this machine.
@@ -70,7 +72,7 @@ def plan(
         measure: also run so many steps of one process here.
         json_: print it as JSON.
     """
-    spec = _spec(size, model, grid)
+    spec = _spec(size, model, grid, codes)
     usual_batch, usual_steps = paper_run(size)
     if measure is not None:
         check_count("--measure", measure)
@@ -103,16 +105,19 @@ def plan(
         _show(record, made)
 
 
-def _spec(size: str | None, model: str | None, grid: str | None) -> ModelSpec:
+def _spec(size: str | None, model: str | None, grid: str | None, codes: int | None) -> ModelSpec:
     if (size is None) == (model is None):
         raise InputError(f"Give --size, one of {', '.join(SIZES)}, or --model, a folder.")
     try:
         spec = checkpoint.read_spec(checkpoint.find_model(model)) if model else size_spec(size or "")
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(f"--size: {error}") from None
-    if grid is None:
-        return spec
-    return dataclasses.replace(spec, n_positions=math.prod(parse_grid(grid)))
+    if grid is not None:
+        spec = dataclasses.replace(spec, n_positions=math.prod(parse_grid(grid)))
+    if codes is not None:
+        check_count("--codes", codes)
+        spec = dataclasses.replace(spec, vocab_size=codes + 1)
+    return spec
 
 
 def _run(made: Plan, **changes: Any) -> Training:

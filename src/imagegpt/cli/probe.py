@@ -24,6 +24,7 @@ from imagegpt.pipeline import ImageGPT
 from imagegpt.probe.cache import cached_features
 from imagegpt.probe.study import Study
 from imagegpt.probe.sweep import Curve
+from imagegpt.sequence import unflatten
 
 FILE = ".safetensors"
 
@@ -139,9 +140,9 @@ def _only(features: Features, layers: str) -> Features:
 
 
 def _pixels(model: ImageGPT, source: Source, options: DataOptions) -> NDArray[np.float32]:
-    """The pictures' colours as the model sees them, (N, T * 3) in [0, 1]."""
+    """The pictures' pixels as the model sees them, (N, H * W * 3) in [0, 1]."""
     batches = read_ids(source, model.codec, model.framing, options.on_error)
-    pixels = [model.codec.decode(batch.ids_BT).reshape(len(batch), -1) for batch in batches]
+    pixels = [model.codec.decode(unflatten(batch.ids_BT, model.grid)).reshape(len(batch), -1) for batch in batches]
     return np.divide(np.concatenate(pixels), 255, dtype=np.float32)
 
 

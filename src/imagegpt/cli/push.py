@@ -28,7 +28,7 @@ def push(
 ) -> None:
     """Put a model on the Hugging Face Hub, with a model card.
 
-    The folder is checked first, and only a model's files go: config, weights, palette, card, licence and results. The
+    The folder is checked first, and only a model's files go: config, weights, codec, card, licence and results. The
     card (README.md) is made of these; one that you wrote or changed is kept. Log in with `hf auth login` before.
 
     Args:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from imagegpt.cli.options import DataOptions, Json, ModelOptions, Whole, place_among_processes
 from imagegpt.cli.output import keeping, print_record, working
 from imagegpt.cli.score_output import CsvPrinter, JsonPrinter, Printer, TablePrinter
+from imagegpt.codec.codec import dims_of
 from imagegpt.engine.score import bits_per_dim
 from imagegpt.errors import InputError
 from imagegpt.files import check_folder, check_writable
@@ -37,7 +38,7 @@ def score(
     json_: Json = False,
     csv_: Annotated[bool, Parameter("--csv", negative="")] = False,
 ) -> None:
-    """Tell how likely pictures are: log-likelihood in nats, nats/token, and bits/dim of the palette's ids.
+    """Tell how likely pictures are: log-likelihood in nats, nats/token, and bits/dim of the codec's ids.
 
     With --out, stopped runs continue with the same command, and several processes share the work after
     `torchrun --nproc-per-node 2 --no-python --`.
@@ -123,4 +124,4 @@ def _summary(log_likelihoods: NDArray[np.float64], run: Scoring) -> dict[str, An
     told: dict[str, Any] = {"pictures": len(nats), "method": run.method, "nats_per_token": mean}
     if len(nats) > 1:
         told["standard_error"] = float(nats.std(ddof=1) / len(nats) ** 0.5)
-    return told | {"bits_per_dim": bits_per_dim(mean), "codec": run.model.codec_name}
+    return told | {"bits_per_dim": bits_per_dim(mean, dims_of(run.model.codec)), "codec": run.model.codec.name}

@@ -10,8 +10,7 @@ from typing import Literal
 from imagegpt.cli.options import DataOptions, Json, Whole, parse_grid, place_among_processes
 from imagegpt.cli.output import keeping, print_record, working
 from imagegpt.codec.augment import Augmentation
-from imagegpt.codec.pictures import Framing
-from imagegpt.codec.preprocessor_file import find_palette
+from imagegpt.codec.preprocessor_file import find_framed
 from imagegpt.data.tokens import META
 from imagegpt.parts import folder_of
 from imagegpt.tokenization import Tokenization, check_folder
@@ -22,8 +21,8 @@ def tokenize(
     /,
     *,
     out: Path,
-    palette: str = "nano",
-    grid: str = "32x32",
+    codec: str = "nano",
+    grid: str | None = None,
     crop: Literal["none", "center"] = "center",
     augment: str = "none",
     augment_copies: Whole = 0,
@@ -31,7 +30,7 @@ def tokenize(
     options: DataOptions | None = None,
     json_: Json = False,
 ) -> None:
-    """Turn pictures into the ids of a palette, once: a folder that every command takes as DATA.
+    """Turn pictures into a codec's ids, once: a folder that every command takes as DATA.
 
     Stopped runs continue with the same command, and several processes share the work after
     `torchrun --nproc-per-node 2 --no-python --`.
@@ -39,8 +38,8 @@ def tokenize(
     Args:
         data: pictures: a folder, a table, shards, a data set and more, perhaps DATA:split; see docs/data.md.
         out: a new folder.
-        palette: an .npy file, a model folder, "nano" or a Hugging Face Hub id.
-        grid: of ids, HEIGHTxWIDTH.
+        codec: a palette's .npy file, the folder of a VQ-VAE, a model folder, "nano" or a Hugging Face Hub id.
+        grid: of ids, HEIGHTxWIDTH; default: that of the codec's folder, or 32x32 of an .npy file.
         crop: cut the largest centred part of the grid's shape, as the paper does, or squash the whole picture.
         augment: cifar, imagenet, or some of crop, pad and flip with commas between them; needs --augment-copies.
         augment_copies: augmented views of each picture, in the place of the plain one.
@@ -51,9 +50,10 @@ def tokenize(
     options = options or DataOptions()
     rank, processes = place_among_processes()
     check_folder(out, rank)
-    framing, augmentation = Framing(*parse_grid(grid), crop), Augmentation.parse(augment)
-    codec, source = find_palette(palette), options.open(data)
-    run = Tokenization(source, codec, framing, augmentation, augment_copies, seed, options.on_error)
+    augmentation = Augmentation.parse(augment)
+    used, framing = find_framed(codec, parse_grid(grid) if grid else None, crop)
+    source = options.open(data)
+    run = Tokenization(source, used, framing, augmentation, augment_copies, seed, options.on_error)
     began = time.perf_counter()
     with keeping(folder_of(out / META)), working("tokenising", "pictures", before="reading the data") as progress:
         made = run.run(out, rank, processes, progress if rank == 0 else None)
@@ -69,7 +69,7 @@ def _report(out: Path, made: int, seconds: float) -> dict[str, object]:
         "made": made,
         "grid": meta["grid"],
         "codec": meta["codec"],
-        "bytes": sum(path.stat().st_size for path in out.iterdir()),
+        "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
         "seconds": round(seconds, 3),
         "pictures_per_s": round(made / seconds, 2),
         "skipped": meta["skipped"],

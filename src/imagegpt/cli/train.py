@@ -57,20 +57,31 @@ def train(
         values: of the recipe.
         json_: print the summary as JSON.
     """
+    carry_out(values or Recipe(), out, find_lr, json_)
+
+
+def carry_out(recipe: FlatRecipe, out: Path, find_lr: bool, as_json: bool, unit: str = "nats/token") -> None:
+    """Train by a recipe of any verb, or find its step sizes, and print what came of it.
+
+    Args:
+        recipe: everything that decides the run.
+        out: folder of the run.
+        find_lr: suggest step sizes instead.
+        as_json: print JSON.
+        unit: of the loss.
+    """
     from imagegpt.train.loop import train as run
 
-    chosen = values or Recipe()
     place = place_among_processes()
     if find_lr:
-        suggest(chosen, out, place, json_)
+        suggest(recipe, out, place, as_json)
         return
-    with keeping(out), showing(place[0] == 0) as display:
-        summary = run(
-            chosen, out, place=place, evaluators=evaluators(chosen), tell=display.tell, working=display.working
-        )
+    with keeping(out), showing(place[0] == 0, unit) as display:
+        evaluate = evaluators(recipe)
+        summary = run(recipe, out, place=place, evaluators=evaluate, tell=display.tell, working=display.working)
     if place[0] == 0:
         sentence = f"{summary['model']}: {summary['step']} updates in {summary['seconds']:.1f} s{best_of(summary)}"
-        print_record(summary, json_, sentence)
+        print_record(summary, as_json, sentence)
 
 
 def suggest(recipe: FlatRecipe, out: Path, place: tuple[int, int], as_json: bool) -> None:
@@ -84,7 +95,7 @@ def suggest(recipe: FlatRecipe, out: Path, place: tuple[int, int], as_json: bool
         print_record(found, as_json, f"{flags} ({found['updates']} updates; the curve is in {out / 'lr.json'})")
 
 
-def evaluators(recipe: Recipe) -> Mapping[str, Any]:
+def evaluators(recipe: FlatRecipe) -> Mapping[str, Any]:
     """What a recipe asks of the network besides its loss: the online linear probe."""
     if not recipe.watch.probe_every:
         return {}

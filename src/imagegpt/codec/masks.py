@@ -1,4 +1,4 @@
-"""Masks: which cells of the grid are painted."""
+"""Masks: which pixels of framed pictures are painted."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from imagegpt.errors import InputError
 
 
 def read_masks(masks: Picture | Sequence[Picture], pictures: list[Image.Image], framing: Framing) -> NDArray[np.bool_]:
-    """Masks on the grid: (pictures, height, width), True where a cell is painted.
+    """Masks of framed pictures: (pictures, height, width), True where a pixel is painted.
 
     Args:
         masks: one for all pictures, or a list of one for each: white (True) is painted, black (False) is kept. Of its
-            picture's size, and then cropped and shrunk as the picture is (a cell is painted if half of it is), or of
-            the grid's.
+            picture's size, and then cropped and shrunk as the picture is (a pixel is painted if half of it is), or of
+            the framed picture's.
         pictures: the pictures, as read.
-        framing: how they come onto the grid.
+        framing: what becomes of them.
 
     Raises:
         InputError: a mask that can't be read, of another size, or that paints nothing; or another number of masks.
@@ -31,6 +31,13 @@ def read_masks(masks: Picture | Sequence[Picture], pictures: list[Image.Image], 
         raise InputError(f"There are {len(pictures)} pictures and {len(given)} masks; give one, or one for each.")
     pairs = zip(given, pictures, strict=True)
     return np.stack([_on_grid(read_picture(mask), picture, framing) for mask, picture in pairs])
+
+
+def whole_blocks(painted_BHW: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
+    """Which blocks of `factor` x `factor` pixels are painted anywhere, (B, H / factor, W / factor)."""
+    pictures, height, width = painted_BHW.shape
+    blocks = painted_BHW.reshape(pictures, height // factor, factor, width // factor, factor)
+    return np.asarray(blocks.any((2, 4)))
 
 
 def _on_grid(mask: Image.Image, picture: Image.Image, framing: Framing) -> NDArray[np.bool_]:

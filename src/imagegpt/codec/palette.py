@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from imagegpt.codec.codec import in_rows
 from imagegpt.codec.nearest import nearest, pack
 from imagegpt.codec.tables import table_for, table_pays
 from imagegpt.errors import InputError, reason
 from imagegpt.files import write_whole
+
+CLUSTERS = "clusters"  # the entry of JSON files that is a palette
 
 
 class PaletteCodec:
@@ -36,6 +37,8 @@ class PaletteCodec:
                [  0,   0,   0]], dtype=uint8)
     """
 
+    factor = 1
+
     def __init__(self, clusters: ArrayLike) -> None:
         colors = np.ascontiguousarray(clusters, dtype=np.float32)
         if colors.ndim != 2 or colors.shape[1] != 3 or not len(colors):
@@ -43,6 +46,7 @@ class PaletteCodec:
         if not np.isfinite(colors).all():
             raise ValueError("The palette holds a colour that is not finite.")
         self.clusters: NDArray[np.float32] = colors
+        self._fingerprint = hashlib.sha256(colors.tobytes()).hexdigest()[:16]
         # The paper's decoding, rint(127.5 (c + 1)).
         self._rgb = np.rint(127.5 * (colors + 1)).clip(0, 255).astype(np.uint8)
 
@@ -50,10 +54,20 @@ class PaletteCodec:
         """K, the number of colours."""
         return len(self.clusters)
 
-    @cached_property
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return f"palette of {len(self)}"
+
+    @property
+    def colors(self) -> NDArray[np.float32]:
+        """The colour of each id, (K, 3) in [-1, 1]: `clusters`."""
+        return self.clusters
+
+    @property
     def fingerprint(self) -> str:
         """A hex digest of the colours: what data sets and features record of their codec."""
-        return hashlib.sha256(self.clusters.tobytes()).hexdigest()[:16]
+        return self._fingerprint
 
     def encode(self, pixels: Any) -> Any:
         """The nearest colour of each pixel, by squared L2 in float32; ties go to the lowest id.
@@ -145,12 +159,13 @@ class PaletteCodec:
         """Write the colours as an .npy file that `load` and OpenAI's code read, whole or not at all."""
         write_whole(Path(path), lambda temporary: np.save(temporary, self.clusters))
 
+    def store(self, folder: Path) -> dict[str, Any]:
+        """The colours themselves as JSON's entry; no file is written. See `Codec.store`."""
+        return {CLUSTERS: self.clusters.astype(float).tolist()}
+
     def picture(self, cell: int = 16) -> Image.Image:
         """All colours in rows, from id 0 at the top left: as square as it gets, `cell` pixels a colour."""
-        columns = math.ceil(math.sqrt(len(self)))
-        grid = np.full((math.ceil(len(self) / columns) * columns, 3), 255, np.uint8)
-        grid[: len(self)] = self._rgb
-        return Image.fromarray(grid.reshape(-1, columns, 3).repeat(cell, 0).repeat(cell, 1))
+        return in_rows(self._rgb[:, None, None], cell)
 
 
 def _check_pixels(pixels: Any) -> NDArray[Any]:

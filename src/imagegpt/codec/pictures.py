@@ -62,6 +62,11 @@ class Framing:
         if self.crop not in get_args(Crop):
             raise InputError(f"crop must be one of {', '.join(get_args(Crop))}, not {self.crop!r}.")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.height, self.width
+
     def cut(self, image: Image.Image) -> Image.Image:
         """The part of the picture that the grid will show, in the picture's own resolution."""
         left, top, right, bottom = self._box(image.size)

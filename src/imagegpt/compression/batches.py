@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec
 from imagegpt.codec.pictures import MOST_PIXELS, Framing
 from imagegpt.compression.coder import WORD, DamagedStream, Decoder, Encoder, check_length
 from imagegpt.compression.container import (
@@ -41,17 +41,17 @@ class OtherIds(Exception):  # noqa: N818 - it says what is the matter
 
 
 @dataclass(frozen=True)
-class Codec:
+class Coding:
     """What codes a batch.
 
     Args:
         backend: runs the model.
-        palette, framing: how pictures become ids.
+        codec, framing: how pictures become ids.
         lossless: whether the pictures' own pixels are kept too.
     """
 
     backend: Backend
-    palette: PaletteCodec
+    codec: Codec
     framing: Framing
     lossless: bool
 
@@ -92,34 +92,34 @@ class Batch:
         return len(self.names)
 
 
-def encode_batch(codec: Codec, batch: Batch, tell: Tell | None = None) -> Encoded:
+def encode_batch(coding: Coding, batch: Batch, tell: Tell | None = None) -> Encoded:
     """Code a batch.
 
     Args:
-        codec: what codes.
-        batch: with pixels where the codec is lossless.
+        coding: what codes.
+        batch: with pixels where the coding is lossless.
         tell: called with the number of positions of the ids that are done.
     """
     ids_BT, pixels = batch.ids_BT, batch.pixels
     encoder = Encoder()
-    _, nats = code_ids(codec.backend, encoder, len(batch), ids_BT, tell)
+    _, nats = code_ids(coding.backend, encoder, len(batch), ids_BT, tell)
     words, info = encoder.words(), _info(batch.names, pixels)
     content = pack_short(len(batch)) + _digest([ids_BT]) + pack_short(len(info)) + info
     content += pack_short(len(words) // WORD.itemsize) + words
     pixel_words = b""
     if pixels is not None:
         encoder = Encoder()
-        code_pixels(encoder, ids_BT, [Form(*each.shape) for each in pixels], codec.palette, codec.framing, pixels)
+        code_pixels(encoder, ids_BT, [Form(*each.shape) for each in pixels], coding.codec, coding.framing, pixels)
         pixel_words = encoder.words()
         content += _digest(pixels) + pixel_words
     return Encoded(pack_short(len(content)) + content, nats, len(words), len(pixel_words))
 
 
-def decode_batch(codec: Codec, content: bytes, tell: Tell | None = None) -> Batch:
+def decode_batch(coding: Coding, content: bytes, tell: Tell | None = None) -> Batch:
     """Decode a batch.
 
     Args:
-        codec: what codes; its backend must run as the encoder's did.
+        coding: what codes; its backend must run as the encoder's did.
         content: without its length.
         tell: called with the number of positions of the ids that are done.
 
@@ -130,19 +130,19 @@ def decode_batch(codec: Codec, content: bytes, tell: Tell | None = None) -> Batc
     taken = Fields(content)
     rows = taken.short(MOST_ROWS)
     digest = taken.take(DIGEST)
-    names, forms = _parse_info(taken.take(taken.short(MOST_BATCH)), rows, codec.lossless)
+    names, forms = _parse_info(taken.take(taken.short(MOST_BATCH)), rows, coding.lossless)
     words = taken.take(taken.short(MOST_BATCH // WORD.itemsize) * WORD.itemsize)
-    pixel_digest, pixel_words = (taken.take(DIGEST), taken.rest()) if codec.lossless else (b"", taken.rest())
-    if pixel_words and not codec.lossless:
+    pixel_digest, pixel_words = (taken.take(DIGEST), taken.rest()) if coding.lossless else (b"", taken.rest())
+    if pixel_words and not coding.lossless:
         raise DamagedFile("a batch does not end where it should")
-    _check_lengths(codec, rows, words, forms, pixel_words)
+    _check_lengths(coding, rows, words, forms, pixel_words)
     try:
-        ids_BT, _ = code_ids(codec.backend, Decoder(words), rows, tell=tell)
+        ids_BT, _ = code_ids(coding.backend, Decoder(words), rows, tell=tell)
         if _digest([ids_BT]) != digest:
             raise OtherIds
         pixels = None
         if forms is not None:
-            pixels = code_pixels(Decoder(pixel_words), ids_BT, forms, codec.palette, codec.framing)
+            pixels = code_pixels(Decoder(pixel_words), ids_BT, forms, coding.codec, coding.framing)
             if _digest(pixels) != pixel_digest:
                 raise OtherIds
     except DamagedStream:  # which a model with other probabilities makes of the right words
@@ -150,10 +150,10 @@ def decode_batch(codec: Codec, content: bytes, tell: Tell | None = None) -> Batc
     return Batch(ids_BT, names, pixels)
 
 
-def _check_lengths(codec: Codec, rows: int, words: bytes, forms: list[Form] | None, pixel_words: bytes) -> None:
+def _check_lengths(coding: Coding, rows: int, words: bytes, forms: list[Form] | None, pixel_words: bytes) -> None:
     """Refuse numbers that so few bytes can't stand for, before there is memory taken for them."""
     try:
-        check_length(words, rows * codec.backend.spec.n_positions, len(codec.palette))
+        check_length(words, rows * coding.backend.spec.n_positions, len(coding.codec))
         if forms is not None:
             check_length(pixel_words, sum(height * width * channels for height, width, channels in forms), LEVELS)
     except DamagedStream:

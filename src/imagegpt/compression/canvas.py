@@ -2,9 +2,11 @@
 
 A pixel (y, x) is coded at step x + 2 y. So its neighbours to the left and above, the one above to the right included,
 are known, and the pixels of a step, at most one in each row, don't depend on one another: they are coded together, in
-all pictures at once. The palette's picture, which is known everywhere, lies behind, enlarged to the pictures' size.
+all pictures at once. What the codec makes of the ids, which is known everywhere, lies behind, brought to the pictures'
+size.
 
-Shape suffixes: P pictures, M pixels of a step, C channels, A places around a pixel, F differences, X cells of a canvas.
+Shape suffixes: P pictures, G pixels of a framed picture, M pixels of a step, C channels, A places around a pixel, F
+differences, X cells of a canvas.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from numpy.typing import NDArray
 from imagegpt.codec.pictures import Framing
 from imagegpt.compression.student import UNIT
 
-MARGIN = 2  # cells beside and above a picture, which hold the palette's colours
+MARGIN = 2  # cells beside and above a picture, which hold the codec's colours
 TRUE = ((0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0))  # (down, right) of pixels that are known
 LINKED = 4  # the first so many of them are also seen in channels known before
-PALETTE = ((0, 0), (0, -1), (-1, 0), (-1, -1), (-1, 1), (0, 1), (1, 0), (1, -1), (1, 1))
+CODED = ((0, 0), (0, -1), (-1, 0), (-1, -1), (-1, 1), (0, 1), (1, 0), (1, -1), (1, 1))
 ERROR_PARTS = np.array([4, 4, 2, 2, 1, 1])  # what the error at each place of TRUE counts; in channels before, 2
 EVEN = 16.0  # a difference that is always the same: the function's constant
 COARSE = 4  # errors around are kept in quarters of a level
@@ -29,7 +31,7 @@ UNSEEN = 32  # the error, in these, that is supposed where nothing was coded
 
 def differences(channels: int) -> int:
     """F, of a picture's last channel."""
-    return len(TRUE) + len(PALETTE) - 1 + (channels - 1) * (1 + LINKED) + 1
+    return len(TRUE) + len(CODED) - 1 + (channels - 1) * (1 + LINKED) + 1
 
 
 class Canvas:
@@ -37,13 +39,13 @@ class Canvas:
 
     Args:
         size: (height, width).
-        colors_PTC: uint8 levels of the palette's pictures, on the grid.
-        framing: how the pictures came onto the grid.
+        colors_PGC: uint8 levels of the framed pictures, as the codec makes them of the ids.
+        framing: how pictures were framed.
     """
 
-    def __init__(self, size: tuple[int, int], colors_PTC: NDArray[np.uint8], framing: Framing) -> None:
-        (self._height, self._width), self._framing, self._colors_PTC = size, framing, colors_PTC
-        pictures, _, self.channels = colors_PTC.shape
+    def __init__(self, size: tuple[int, int], colors_PGC: NDArray[np.uint8], framing: Framing) -> None:
+        (self._height, self._width), self._framing, self._colors_PGC = size, framing, colors_PGC
+        pictures, _, self.channels = colors_PGC.shape
         self._stride = self._width + 2 * MARGIN
         self._rows, self._columns = positions(size, framing)
         shape = (self.channels, pictures, (self._height + MARGIN) * self._stride)
@@ -81,13 +83,13 @@ class Canvas:
         return self._offsets[:, None] + cells_M
 
     def colors(self, pixels_M: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The palette's levels at pixels and, one id further, around: (C, P, A, M)."""
+        """The codec's levels at pixels and, one framed pixel further, around: (C, P, A, M)."""
         y_M, x_M = np.divmod(pixels_M, self._width)
         height, width = self._framing.height, self._framing.width
-        down_A1, right_A1 = np.array(PALETTE).T[..., None]
+        down_A1, right_A1 = np.array(CODED).T[..., None]
         rows_AM = np.clip(self._rows[y_M] + down_A1, 0, height - 1)
         columns_AM = np.clip(self._columns[x_M] + right_A1, 0, width - 1)
-        return np.moveaxis(self._colors_PTC[:, rows_AM * width + columns_AM], -1, 0)
+        return np.moveaxis(self._colors_PGC[:, rows_AM * width + columns_AM], -1, 0)
 
     def put(self, channel: int, cells_M: NDArray[np.int64], levels_PM: NDArray, errors_PM: NDArray[np.int64]) -> None:
         """Take in a channel of a step's pixels, and how far off their predictions were, in 1/16 levels."""
@@ -101,8 +103,8 @@ class Canvas:
         return np.moveaxis(inner, 0, -1)
 
     def _fill_margins(self) -> None:
-        """The palette's colours, as they are at the border."""
-        colors = self._colors_PTC.reshape(len(self._colors_PTC), self._framing.height, self._framing.width, -1)
+        """The codec's colours, as they are at the border."""
+        colors = self._colors_PGC.reshape(len(self._colors_PGC), self._framing.height, self._framing.width, -1)
         shape = (*self._levels_CPX.shape[:2], self._height + MARGIN, self._stride)
         levels = self._levels_CPX.reshape(shape)
         rows = np.concatenate([self._rows[:1], self._rows[:1], self._rows])
@@ -128,11 +130,11 @@ class Step:
         self._canvas, self.cells_M = canvas, canvas.cells(pixels_M)
         self._near_AM = canvas.near(self.cells_M)
         self._true_CPAM = canvas.levels(self._near_AM).astype(np.float64)
-        self._palette_CPAM = canvas.colors(pixels_M).astype(np.float64)
+        self._coded_CPAM = canvas.colors(pixels_M).astype(np.float64)
 
     def base(self, channel: int) -> NDArray[np.int64]:
-        """The palette's own levels, (N,)."""
-        return self._palette_CPAM[channel, :, 0].astype(np.int64).reshape(-1)
+        """The codec's own levels, (N,)."""
+        return self._coded_CPAM[channel, :, 0].astype(np.int64).reshape(-1)
 
     def known(self, channel: int) -> list[NDArray[np.int64]]:
         """Levels of the channels before, (N,) each."""
@@ -141,8 +143,8 @@ class Step:
 
     def values(self, channel: int) -> NDArray[np.float64]:
         """The differences that a channel is guessed from: (N, F)."""
-        own_CP1M = self._palette_CPAM[:, :, :1]
-        parts = [self._true_CPAM[channel] - own_CP1M[channel], self._palette_CPAM[channel, :, 1:] - own_CP1M[channel]]
+        own_CP1M = self._coded_CPAM[:, :, :1]
+        parts = [self._true_CPAM[channel] - own_CP1M[channel], self._coded_CPAM[channel, :, 1:] - own_CP1M[channel]]
         levels_CPM = self._canvas.levels(self.cells_M)
         for before in range(channel):
             parts.append(levels_CPM[before][:, None] - own_CP1M[before])
@@ -162,22 +164,22 @@ class Step:
 
 
 def positions(size: tuple[int, int], framing: Framing) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The row of the grid that each row of a picture's pixels lies in, and the column of each column.
+    """The row of the framed picture that each row of a picture's pixels lies in, and the column of each column.
 
-    Whole numbers alone. What a centred crop cuts off lies beside the grid, and takes its border.
+    Whole numbers alone. What a centred crop cuts off lies beside the framed picture, and takes its border.
 
     Args:
         size: (height, width) of the picture.
-        framing: how it came onto the grid.
+        framing: how it was framed.
     """
     (height, width), rows, columns = size, framing.height, framing.width
-    scale_y, scale_x = (height, rows), (width, columns)  # pixels in as many ids
+    scale_y, scale_x = (height, rows), (width, columns)  # pixels in as many framed ones
     if framing.crop != "none":
         scale_y = scale_x = min(scale_y, scale_x, key=lambda pair: pair[0] / pair[1])
     return _along(height, rows, *scale_y), _along(width, columns, *scale_x)
 
 
-def _along(pixels: int, ids: int, many: int, few: int) -> NDArray[np.int64]:
-    """Ids along a side, of which `few` lie in `many` pixels and all are centred."""
+def _along(pixels: int, framed: int, many: int, few: int) -> NDArray[np.int64]:
+    """Framed pixels along a side, of which `few` lie in `many` pixels and all are centred."""
     from_middle = 2 * np.arange(pixels, dtype=np.int64) + 1 - pixels  # of each pixel's middle, in half pixels
-    return np.clip((from_middle * few + ids * many) // (2 * many), 0, ids - 1)
+    return np.clip((from_middle * few + framed * many) // (2 * many), 0, framed - 1)

@@ -1,9 +1,10 @@
-"""What an id says of the pixel it stands for: only levels at which this colour of the palette is the nearest remain.
+"""What an id says of the pixel it stands for: only levels that the codec gives this id remain.
 
-It holds where a picture has the grid's own size, so that each id is one pixel's. The colours with one id are a cell of
-the cube of colours: red must leave some green and blue in the cell, green some blue, and blue must be in it.
+It holds where pixels are coded one by one and a picture has the framed pictures' own size, so that each id is one
+pixel's. The colours with one id are a cell of the cube of colours: red must leave some green and blue in the cell,
+green some blue, and blue must be in it.
 
-Shape suffixes: N pixels, K colours, R, G, B the 256 levels of a channel.
+Shape suffixes: N pixels, K ids, R, G, B the 256 levels of a channel.
 """
 
 from __future__ import annotations
@@ -13,26 +14,27 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec
 
 LEVELS = 256
-MOST_COLORS = 1 << 10  # 64 KiB for each; with larger palettes only the last channel is narrowed
+MOST_COLORS = 1 << 10  # 64 KiB for each; with more ids only the last channel is narrowed
 GREY = 0x010101
 
 
 class Cells:
-    """The cells of a palette.
+    """The cells of a codec.
 
     Args:
-        codec: the palette; its table of all 2^24 colours is built if it is not there.
+        table: the id of every colour; see `Codec.table`.
+        colors: K.
     """
 
-    def __init__(self, codec: PaletteCodec) -> None:
-        self._table = codec.table
+    def __init__(self, table: NDArray[np.integer], colors: int) -> None:
+        self._table = table
         self._green_KRG: NDArray[np.bool_] | None = None
         self._red_KR: NDArray[np.bool_] | None = None
-        if len(codec) <= MOST_COLORS:
-            self._green_KRG = _greens(self._table, len(codec))
+        if colors <= MOST_COLORS:
+            self._green_KRG = _greens(table, colors)
             self._red_KR = np.asarray(self._green_KRG.any(2))
 
     def levels(self, ids_N: NDArray[np.int64], before: list[NDArray[np.int64]]) -> NDArray[np.bool_]:
@@ -55,9 +57,9 @@ class Cells:
 
 
 @lru_cache(maxsize=2)
-def cells_of(codec: PaletteCodec) -> Cells:
-    """The cells of a palette, kept for the next batch."""
-    return Cells(codec)
+def cells_of(codec: Codec) -> Cells | None:
+    """The cells of a codec, kept for the next batch; `None` where ids stand for more than a pixel."""
+    return None if codec.table is None else Cells(codec.table, len(codec))
 
 
 def _greens(table: NDArray[np.integer], colors: int) -> NDArray[np.bool_]:

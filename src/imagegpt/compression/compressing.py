@@ -16,7 +16,7 @@ import numpy as np
 
 from imagegpt import __version__, checkpoint
 from imagegpt.codec.pictures import Picture
-from imagegpt.compression.batches import Codec, encode_batch
+from imagegpt.compression.batches import Coding, encode_batch
 from imagegpt.compression.coder import Encoder
 from imagegpt.compression.container import MOST_ROWS, MOST_TOLD, Header, read_file, write_file
 from imagegpt.compression.ids import Tell, check_colors
@@ -68,7 +68,7 @@ class Compression:
 
     Args:
         model: gives the probabilities. Only what runs the same model on the same kind of machine can decode the file.
-        source: pictures, or ids of the model's palette and grid.
+        source: pictures, or ids of the model's codec and grid.
         lossless: keep the pictures' own pixels, not only their ids.
         batch_size: pictures that are coded together; default: what the backend runs best.
 
@@ -145,11 +145,11 @@ class Compression:
     def _make(self, tally: _Tally, first: int, count: int, path: Path, tell: Callable[[int], None]) -> None:
         """Code some records into a file of one batch, or of several where the pictures are large."""
         model, done = self.model, 0
-        codec = Codec(model.backend, model.codec, model.framing, self.lossless)
+        coding = Coding(model.backend, model.codec, model.framing, self.lossless)
         with path.open("wb") as file:
-            for batch in read_batches(self.source, codec, first, first + count):
+            for batch in read_batches(self.source, coding, first, first + count):
                 so_far = partial(tell_pictures, tell, done, len(batch), model.spec.n_positions)
-                encoded = encode_batch(codec, batch, so_far)
+                encoded = encode_batch(coding, batch, so_far)
                 file.write(encoded.content)
                 tally.nats += encoded.nats
                 tally.id_bytes += encoded.id_bytes

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt import checkpoint
-from imagegpt.compression.batches import Batch, Codec, OtherIds, decode_batch
+from imagegpt.compression.batches import Batch, Coding, OtherIds, decode_batch
 from imagegpt.compression.compressing import backend_of, check_model, device_of, tell_pictures, versions
 from imagegpt.compression.container import DamagedFile, Header, Layout, read_file
 from imagegpt.compression.ids import Tell
@@ -70,12 +70,12 @@ class Compressed:
             progress: called with (pictures done, pictures in all).
 
         Raises:
-            InputError: another model, palette or grid; too little memory; or a batch that does not come out as the
+            InputError: another model, codec or grid; too little memory; or a batch that does not come out as the
                 encoder had it, so that no wrong picture is ever given.
             MissingExtra: constriction is missing (extra "compress").
         """
         self._check(model)
-        codec, done = Codec(model.backend, model.codec, model.framing, self.header.lossless), 0
+        coding, done = Coding(model.backend, model.codec, model.framing, self.header.lossless), 0
         fit = model.backend.rows_that_fit(1)
         for number, (_, _, rows) in enumerate(self.layout.batches):
             if rows > fit:
@@ -86,15 +86,15 @@ class Compressed:
             if progress is not None:
                 so_far = partial(_swapped, progress, len(self))
                 tell = partial(tell_pictures, so_far, done, rows, model.spec.n_positions)
-            yield self._batch(codec, model, number, done, tell)
+            yield self._batch(coding, model, number, done, tell)
             done += rows
             if progress is not None:
                 progress(done, len(self))
 
-    def _batch(self, codec: Codec, model: ImageGPT, number: int, first: int, tell: Tell | None) -> Batch:
+    def _batch(self, coding: Coding, model: ImageGPT, number: int, first: int, tell: Tell | None) -> Batch:
         path, last = self.layout.path, first + self.layout.batches[number][2] - 1
         try:
-            return decode_batch(codec, self.layout.read(number), tell)
+            return decode_batch(coding, self.layout.read(number), tell)
         except DamagedFile as error:
             raise InputError(f"{path} is damaged: {error}.") from None
         except OtherIds:
@@ -108,7 +108,7 @@ class Compressed:
         check_model(model)
         header = self.header
         for what, theirs, ours in (
-            ("palette", header.palette, model.codec.fingerprint),
+            ("codec", header.palette, model.codec.fingerprint),
             ("grid", header.grid, model.grid),
             ("crop", header.crop, model.framing.crop),
         ):
@@ -158,7 +158,7 @@ def decompress(
 
 
 def pictures(batch: Batch, model: ImageGPT) -> list[NDArray[np.uint8]]:
-    """A batch's pictures: their own pixels where these were kept, else those of their ids, on the grid.
+    """A batch's pictures: their own pixels where these were kept, else those that the codec makes of their ids.
 
     Args:
         batch: decoded.
@@ -168,7 +168,7 @@ def pictures(batch: Batch, model: ImageGPT) -> list[NDArray[np.uint8]]:
         uint8 (height, width, 3), or (height, width) for grey, of each.
     """
     if batch.pixels is None:
-        return list(unflatten(model.codec.decode(batch.ids_BT), model.grid))
+        return list(model.codec.decode(unflatten(batch.ids_BT, model.grid)))
     return [pixels[..., 0] if pixels.shape[2] == 1 else pixels for pixels in batch.pixels]
 
 

@@ -58,8 +58,6 @@ def code_ids(
 
 
 def check_colors(colors: int) -> None:
-    """Refuse palettes that can't be coded: of one colour, or of more than 65,536."""
+    """Refuse ids that can't be coded: of one colour or code, or of more than 65,536."""
     if not 2 <= colors <= MOST_VALUES:
-        raise InputError(
-            f"Ids of a palette of {colors} can't be compressed: it must have 2 to {MOST_VALUES:,} colours."
-        )
+        raise InputError(f"Ids of a codec of {colors} can't be compressed: it must have 2 to {MOST_VALUES:,}.")

@@ -2,7 +2,7 @@
 
 Pictures of one size and number of channels are coded together. What is learnt of one group serves the next one.
 
-Shape suffixes: P pictures, T ids of a picture, N pixels that are coded together, C channels.
+Shape suffixes: P pictures, T ids of a picture, G pixels of a framed one, N pixels that are coded together, C channels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec, grid_of
 from imagegpt.codec.pictures import Framing
 from imagegpt.compression.canvas import Canvas, Step, differences
 from imagegpt.compression.cells import Cells, cells_of
@@ -21,9 +21,10 @@ from imagegpt.compression.coder import Coder
 from imagegpt.compression.frequencies import from_weights
 from imagegpt.compression.prediction import Prediction
 from imagegpt.compression.student import UNIT, level_weights
+from imagegpt.sequence import unflatten
 
 TOGETHER = 1 << 12  # pixels that are coded at once: what a row of a table for each of them takes is 8 MiB
-GREEN = slice(1, 2)  # the channel that stands for a palette's colour where the picture is grey
+GREEN = slice(1, 2)  # the channel that stands for a colour where the picture is grey
 
 
 class Form(NamedTuple):
@@ -38,7 +39,7 @@ def code_pixels(
     coder: Coder,
     ids_BT: NDArray[np.int64],
     forms: Sequence[Form],
-    codec: PaletteCodec,
+    codec: Codec,
     framing: Framing,
     known: Sequence[NDArray[np.uint8]] | None = None,
 ) -> list[NDArray[np.uint8]]:
@@ -46,7 +47,7 @@ def code_pixels(
 
     Args:
         coder: an encoder, or a decoder.
-        ids_BT: the pictures' ids; where a picture has the grid's size, those of its very pixels.
+        ids_BT: the pictures' ids; where a picture has the framing's size, those of its very pixels.
         forms: of each picture.
         codec, framing: how the pictures became ids.
         known: for an encoder: uint8 (height, width, channels) of each picture.
@@ -60,8 +61,8 @@ def code_pixels(
     found: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(forms)
     learnt: dict[int, Prediction] = {}
     for form, numbers in groups(forms):
-        colors_PTC = codec.decode(ids_BT[numbers])
-        canvas = Canvas(form[:2], colors_PTC if form.channels == 3 else colors_PTC[..., GREEN], framing)
+        colors_PGC = _coded(codec, framing, ids_BT[numbers])
+        canvas = Canvas(form[:2], colors_PGC if form.channels == 3 else colors_PGC[..., GREEN], framing)
         prediction = learnt.setdefault(form.channels, Prediction(form.channels, differences(form.channels)))
         cells = cells_of(codec) if form[:2] == (framing.height, framing.width) else None
         given = None if known is None else np.stack([known[number] for number in numbers])
@@ -101,6 +102,12 @@ def _code_group(
             )
             _code_channel(coder, canvas, step, prediction, channel, allowed_NL, known_N)
         prediction.learn()
+
+
+def _coded(codec: Codec, framing: Framing, ids_PT: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The framed pictures that the codec makes of ids, (P, G, C)."""
+    colors_PHWC = codec.decode(unflatten(ids_PT, grid_of(codec, framing)))
+    return colors_PHWC.reshape(len(colors_PHWC), -1, colors_PHWC.shape[-1])
 
 
 def _allowed(cells: Cells, ids_N: NDArray[np.int64], step: Step, channels: int, channel: int) -> NDArray[np.bool_]:

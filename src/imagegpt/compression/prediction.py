@@ -1,7 +1,7 @@
 """How a pixel is guessed from what the decoder has too, learnt on the way, with arithmetic that is exact everywhere.
 
-A channel's level is its palette colour's plus a linear function of differences: of true neighbours, of the palette's
-colours around, and of the channels that are known already. The function is the weighted least-squares fit to the pixels
+A channel's level is the codec's plus a linear function of differences: of true neighbours, of the codec's colours
+around, and of the channels that are known already. The function is the weighted least-squares fit to the pixels
 so far, older ones counting less; both sides learn it alike, so no weight is sent. How far off it is depends on how far
 off it was around; sixteen classes of that each learn the width of their errors.
 
@@ -54,7 +54,7 @@ class Prediction:
 
         Args:
             channel: which.
-            base_N: the palette's levels.
+            base_N: the codec's levels.
             values_NF: differences, whole numbers; F may be less than there is room for.
         """
         moved_N = values_NF @ self._weights_CF[channel, : values_NF.shape[1]]
@@ -87,7 +87,7 @@ class Prediction:
         Args:
             channel: which.
             values_NF: their differences.
-            moved_N: their levels less the palette's.
+            moved_N: their levels less the codec's.
             errors_N: how far off the predictions were, in 1/16 levels.
             classes_N, scales_N: as `scales` gave them.
         """

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagegpt.codec.pictures import Reading
-from imagegpt.compression.batches import BATCH_PIXELS, MOST_NAME, Batch, Codec
+from imagegpt.compression.batches import BATCH_PIXELS, MOST_NAME, Batch, Coding
 from imagegpt.data.ids import check_colours
 from imagegpt.data.records import Record, Source, read_record
 from imagegpt.sequence import flatten
@@ -31,12 +31,12 @@ class _Picture(NamedTuple):
     pixels: NDArray[np.uint8] | None
 
 
-def read_batches(source: Source, codec: Codec, start: int, stop: int) -> Iterator[Batch]:
+def read_batches(source: Source, coding: Coding, start: int, stop: int) -> Iterator[Batch]:
     """Read records: one batch, or several where the pixels of all are too many for the memory.
 
     Args:
         source: pictures, or ids.
-        codec: what will code them.
+        coding: what will code them.
         start, stop: numbers of the first record and of the one after the last.
 
     Raises:
@@ -44,12 +44,12 @@ def read_batches(source: Source, codec: Codec, start: int, stop: int) -> Iterato
     """
     waiting: list[_Picture] = []
     for record in source.part(start, stop):
-        picture = _read(record, source, codec)
+        picture = _read(record, source, coding)
         if waiting and sum(map(_size, [*waiting, picture])) > BATCH_PIXELS:
-            yield _batch(waiting, codec)
+            yield _batch(waiting, coding)
             waiting = []
         waiting.append(picture)
-    yield _batch(waiting, codec)
+    yield _batch(waiting, coding)
 
 
 def name_in(record: Record, source: Source) -> str | None:
@@ -63,16 +63,16 @@ def name_in(record: Record, source: Source) -> str | None:
     return path.name[-MOST_NAME:]
 
 
-def _read(record: Record, source: Source, codec: Codec) -> _Picture:
+def _read(record: Record, source: Source, coding: Coding) -> _Picture:
     if record.ids is not None:
         ids_1T = np.asarray(record.ids, np.int64)[None]
-        check_colours(ids_1T, codec.palette, lambda _: record.name)
+        check_colours(ids_1T, coding.codec, lambda _: record.name)
         return _Picture(ids_1T[0], None, None)
-    image = read_record(record, how=EXACT if codec.lossless else None)
+    image = read_record(record, how=EXACT if coding.lossless else None)
     assert isinstance(image, Image.Image)  # what can't be read was raised
-    ids_T = flatten(codec.palette.encode(codec.framing.apply(image.convert("RGB")))[None])[0]
+    ids_T = flatten(coding.codec.encode(coding.framing.apply(image.convert("RGB")))[None])[0]
     pixels = None
-    if codec.lossless:
+    if coding.lossless:
         levels = np.asarray(image)
         pixels = levels if levels.ndim == 3 else levels[..., None]
     return _Picture(ids_T, name_in(record, source), pixels)
@@ -82,7 +82,7 @@ def _size(picture: _Picture) -> int:
     return 0 if picture.pixels is None else picture.pixels.shape[0] * picture.pixels.shape[1]
 
 
-def _batch(waiting: list[_Picture], codec: Codec) -> Batch:
+def _batch(waiting: list[_Picture], coding: Coding) -> Batch:
     pixels = [picture.pixels for picture in waiting if picture.pixels is not None]
     ids_BT = np.stack([picture.ids_T for picture in waiting])
-    return Batch(ids_BT, [picture.name for picture in waiting], pixels if codec.lossless else None)
+    return Batch(ids_BT, [picture.name for picture in waiting], pixels if coding.lossless else None)

@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from imagegpt import __version__, checkpoint
+from imagegpt.codec.codec import Codec
 from imagegpt.codec.preprocessor_file import load_preprocessor
 from imagegpt.convert.names import parts_of
 from imagegpt.errors import InputError, reason
@@ -114,16 +115,14 @@ def write_archive(folder: Path, path: Path, progress: Progress | None = None) ->
         What was written.
 
     Raises:
-        InputError: no such model, a model that OpenAI's code can't run (biases, other widths or activations), or a
-            path that can't be written.
+        InputError: no such model, a model that OpenAI's code can't run (biases, other widths or activations, ids that
+            are no single pixels), or a path that can't be written.
     """
     if path.suffix != ".npz":
         raise InputError(f"{path}: give a file that ends in .npz.")
     spec, causal = checkpoint.read_spec(folder), checkpoint.is_causal(folder)
     _check_expressible(folder, spec)
-    codec, _ = load_preprocessor(folder)
-    if len(codec) != spec.num_colors:
-        raise InputError(f"{folder} has a palette of {len(codec)} colours, and its model has {spec.num_colors}.")
+    codec = _palette_of(folder, spec)
     tensors, parts = checkpoint.load_tensors(folder), parts_of(spec, causal)
     for part in parts:
         if not part.variables:  # of what has no place there, this says so
@@ -137,12 +136,21 @@ def write_archive(folder: Path, path: Path, progress: Progress | None = None) ->
                     write_array(archive, name, np.dtype("<f4"), array.shape, [array])
                 if progress:
                     progress(number, len(parts))
-            write_array(archive, CENTRES, np.dtype("<f4"), codec.clusters.shape, [codec.clusters])
+            write_array(archive, CENTRES, np.dtype("<f4"), codec.colors.shape, [codec.colors])
             archive.writestr(zipfile.ZipInfo(RECORD), json.dumps(record))  # without the time: the same bytes again
 
     write_whole(path, write)
     variables = sum(len(part.variables) for part in parts)
     return {"written": [str(path)], "variables": variables, "parameters": spec.num_parameters, **record}
+
+
+def _palette_of(folder: Path, spec: ModelSpec) -> Codec:
+    codec, _ = load_preprocessor(folder)  # its own: a palette that is guessed is not for others
+    if codec.factor != 1:
+        raise InputError(f"{folder} has a {codec.name}, and OpenAI's code has palettes alone: one id for each pixel.")
+    if len(codec) != spec.num_colors:
+        raise InputError(f"{folder} has a {codec.name}, and its model has {spec.num_colors} colours.")
+    return codec
 
 
 def _check_expressible(folder: Path, spec: ModelSpec) -> None:

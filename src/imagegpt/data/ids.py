@@ -5,6 +5,7 @@ Shape suffixes: B pictures, T ids of a picture, HW a picture's pixels, C colour 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec, grid_of
 from imagegpt.codec.pictures import Framing, OnError
-from imagegpt.codec.preprocessor_file import find_palette
+from imagegpt.codec.preprocessor_file import find_codec
 from imagegpt.data.records import Label, Record, Source, read_record
+from imagegpt.data.tokens import stored_codec
 from imagegpt.errors import InputError, check_count
 from imagegpt.sequence import flatten
 
@@ -55,7 +57,7 @@ class Ids:
 
 def read_ids(
     source: Source,
-    codec: PaletteCodec,
+    codec: Codec,
     framing: Framing,
     on_error: OnError = "raise",
     start: int = 0,
@@ -73,13 +75,14 @@ def read_ids(
         start, stop: numbers of the first record and of the one after the last; default: all.
         batch: records of a batch; the last one may have fewer.
         view: makes (height, width, 3) uint8 of an RGB picture and its record's number, in several threads at once;
-            default: what the framing makes of it.
+            default: what the framing makes of it. Where it makes several, (V, height, width, 3), a row has the ids of
+            all, one after another.
 
     Returns:
         Batches in the order of the records, those with no row left included.
 
     Raises:
-        InputError: ids of another codec, another grid or another palette's size, or ids where there is a `view`; or,
+        InputError: ids of another codec, another grid or beyond the codec's, or ids where there is a `view`; or,
             with "raise", a bad picture.
     """
     check_count("batch", batch)
@@ -97,37 +100,41 @@ def _framed(framing: Framing) -> View:
     return lambda image, _: framing.apply(image)
 
 
-def palette_of(source: Source, name: str | None) -> PaletteCodec:
-    """A palette by its name; where none is given the one that a source's ids were made with, or else nano's."""
-    if name is None and source.tokens and source.tokens.clusters is not None:
-        return PaletteCodec(source.tokens.clusters)
-    return find_palette(name or "nano")
+def codec_of(source: Source, name: str | None) -> Codec:
+    """A codec by its name; where none is given the one that a source's ids were made with, or else nano's.
+
+    Raises:
+        InputError: there is none of that name, or the source's is damaged.
+    """
+    if name is None and source.tokens and source.tokens.entries:
+        return stored_codec(source.tokens, source.path)
+    return find_codec(name or "nano")
 
 
-def check_tokens(source: Source, codec: PaletteCodec, framing: Framing) -> None:
+def check_tokens(source: Source, codec: Codec, framing: Framing) -> None:
     """Refuse a source of ids that another codec made, or on another grid.
 
     Raises:
         InputError: it did; the sentence says what to do.
     """
     assert source.tokens
-    grid = framing.height, framing.width
+    grid = grid_of(codec, framing)
     if source.tokens.codec != codec.fingerprint:
         raise InputError(
             f"{source.path} holds ids of the codec {source.tokens.codec}; the model's is {codec.fingerprint}: make "
-            "them again with the model's palette, or choose the model that they were made for."
+            "them again with the model's codec, or choose the model that they were made for."
         )
     if source.tokens.grid != grid:
         theirs, ours = (f"{height} x {width}" for height, width in (source.tokens.grid, grid))
         raise InputError(f"{source.path} holds ids on a grid of {theirs}; the model's is {ours}: make them again.")
 
 
-def check_colours(ids_BT: NDArray[Any], codec: PaletteCodec, name: Callable[[int], str]) -> None:
-    """Refuse ids that are no colours of the palette.
+def check_colours(ids_BT: NDArray[Any], codec: Codec, name: Callable[[int], str]) -> None:
+    """Refuse ids that the codec does not have.
 
     Args:
         ids_BT: whole numbers of any dtype.
-        codec: whose palette it is.
+        codec: whose ids they should be.
         name: what messages call a row.
 
     Raises:
@@ -135,12 +142,10 @@ def check_colours(ids_BT: NDArray[Any], codec: PaletteCodec, name: Callable[[int
     """
     if ids_BT.max() >= len(codec):
         row = int((ids_BT >= len(codec)).any(1).argmax())
-        raise InputError(
-            f"{name(row)}: id {ids_BT[row].max()} is no colour of the palette of {len(codec)}; it is damaged."
-        )
+        raise InputError(f"{name(row)}: id {ids_BT[row].max()} is no colour of the {codec.name}; it is damaged.")
 
 
-def _stored(parts: Iterable[list[Record]], source: Source, codec: PaletteCodec, start: int) -> Iterator[Ids]:
+def _stored(parts: Iterable[list[Record]], source: Source, codec: Codec, start: int) -> Iterator[Ids]:
     for records in parts:
         ids_BT = np.array([record.ids for record in records], np.int64)
         check_colours(ids_BT, codec, lambda row, records=records: records[row].name)
@@ -151,7 +156,7 @@ def _stored(parts: Iterable[list[Record]], source: Source, codec: PaletteCodec, 
 def _encoded(
     parts: Iterable[list[Record]],
     source: Source,
-    codec: PaletteCodec,
+    codec: Codec,
     framing: Framing,
     view: View,
     on_error: OnError,
@@ -164,7 +169,7 @@ def _encoded(
             framed = [result for task in tasks for result in task.result()]
             kept = [row for row, result in enumerate(framed) if not isinstance(result, str)]
             skipped = [result for result in framed if isinstance(result, str)]
-            ids_BT = np.empty((0, framing.height * framing.width), np.int64)
+            ids_BT = np.empty((0, math.prod(grid_of(codec, framing))), np.int64)
             if kept:
                 ids_BT = flatten(codec.encode(np.stack([framed[row] for row in kept])))
             yield _ids(ids_BT, records, kept, source, start, skipped)

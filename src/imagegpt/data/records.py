@@ -46,14 +46,15 @@ class Tokens:
     Args:
         codec: its fingerprint.
         grid: (height, width) of ids.
-        clusters: (K, 3) float32, the palette itself; `None` where the source does not hold it.
+        entries: by which `imagegpt.codec.stored.read_codec` finds the codec itself in the source's folder; none where
+            the source does not hold it.
         checksums: name of a file -> hex digest (SHA-256) of its bytes; `None` where the source has none.
     """
 
     codec: str
     grid: tuple[int, int]
-    # Not compared: the fingerprint stands for the palette.
-    clusters: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
+    # Not compared: the fingerprint stands for the codec.
+    entries: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     checksums: Mapping[str, str] | None = field(default=None, compare=False, repr=False)
 
 

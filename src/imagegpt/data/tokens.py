@@ -2,7 +2,8 @@
 
 `meta.json` holds `codec` (its fingerprint), `grid` ([height, width] of ids), `count` and `classes` (names, perhaps
 none); `ids.npy` (count, T) uint16; `labels.npy`, if there are labels, has one row for each picture. What
-`imagegpt.tokenization` writes has in `meta.json` also `clusters`, the palette, and `checksums` of the other two.
+`imagegpt.tokenization` writes has in `meta.json` also the codec itself, such as the colours of a palette, or the name
+of the folder beside it in which a network lies, and `checksums` of the other two files.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec
+from imagegpt.codec.stored import entries_of, read_codec
 from imagegpt.data.records import Record, Source, Tokens, are_labels
 from imagegpt.errors import InputError, reason
 
@@ -52,7 +54,7 @@ def open_tokens(folder: Path, name: str) -> Source:
 
 
 def verify(folder: str | Path) -> bool:
-    """Compare the files of a tokenised data set with the checksums in its `meta.json`; everything is read once.
+    """Compare the files of a tokenised data set with what its `meta.json` says of them; everything is read once.
 
     Returns:
         Whether there are checksums: a folder that another program wrote may have none.
@@ -61,14 +63,39 @@ def verify(folder: str | Path) -> bool:
         InputError: a file is not what was written; the message names it.
     """
     folder = Path(folder)
-    checksums = _read_meta(folder / META)[0].checksums
+    tokens = _read_meta(folder / META)[0]
+    checksums = tokens.checksums
     if checksums is None:
         return False
+    if tokens.entries:
+        stored_codec(tokens, folder)
     for name in (IDS, LABELS):
         path = folder / name
         if name in checksums or path.exists():
             _verify(path, checksums.get(name))
     return True
+
+
+def stored_codec(tokens: Tokens, folder: str | Path) -> Codec:
+    """The codec that is kept with ids, which made them.
+
+    Args:
+        tokens: with entries that say where it is.
+        folder: of the data set.
+
+    Raises:
+        InputError: it is damaged, or another one.
+    """
+    try:
+        codec = read_codec(tokens.entries, Path(folder))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{folder} holds ids, and their codec can't be used: {reason(error)}") from None
+    if codec.fingerprint != tokens.codec:
+        raise InputError(
+            f"{folder} holds ids of the codec {tokens.codec}, and beside them another, {codec.fingerprint}; make them "
+            "again."
+        )
+    return codec
 
 
 def _verify(path: Path, digest: str | None) -> None:
@@ -92,22 +119,12 @@ def _read_meta(path: Path) -> tuple[Tokens, int, tuple[str, ...]]:
             raise ValueError("codec and classes must be texts")
         if not all(type(number) is int and number > 0 for number in (height, width, count)):
             raise ValueError("grid and count must be whole numbers of at least 1")
-        tokens = Tokens(codec, (height, width), _clusters(meta.get("clusters"), codec), _checksums(meta))
+        tokens = Tokens(codec, (height, width), entries_of(meta), _checksums(meta))
     except KeyError as key:
         raise InputError(f"{path} has no entry {key}.") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} can't be used: {reason(error)}.") from None
     return tokens, count, classes
-
-
-def _clusters(clusters: Any, fingerprint: str) -> NDArray[np.float32] | None:
-    """The palette, if there is one, and it is the one that the ids were made with."""
-    if clusters is None:
-        return None
-    codec = PaletteCodec(clusters)
-    if codec.fingerprint != fingerprint:
-        raise ValueError(f"clusters have the fingerprint {codec.fingerprint}, and codec is {fingerprint}")
-    return codec.clusters
 
 
 def _checksums(meta: dict[str, Any]) -> dict[str, str] | None:

@@ -22,7 +22,6 @@ from imagegpt.engine.features import inputs_of
 from imagegpt.errors import InputError
 
 PASSES = 7  # of a bidirectional network: each hides 1/7 of the ids, about the 15 % that it has learnt to guess
-CHANNELS = 3  # an id of a palette stands for so many numbers of a picture
 Method = Literal["likelihood", "pseudo-likelihood"]
 Number = TypeVar("Number", float, NDArray[np.float64])
 
@@ -47,14 +46,16 @@ class Scores:
         surprise: float32 (pictures, T): -log p of each id given those before it, in nats.
         entropy: float32 (pictures, T): of the model's distribution at each place, in nats; what the surprise would be
             on average if the model were right.
-        codec: what the ids are of. A palette loses colours, so bits/dim can't be compared with those of RGB pixels, nor
-            between palettes.
+        codec: what the ids are of. It loses something, so bits/dim can't be compared with those of RGB pixels, nor
+            between codecs.
+        dims: numbers of a picture that an id stands for: 3 of a palette, whose ids are single pixels.
         method: "likelihood", or "pseudo-likelihood" of a bidirectional (BERT) model, which is no probability.
     """
 
     surprise: NDArray[np.float32]
     entropy: NDArray[np.float32]
     codec: str
+    dims: int
     method: Method = "likelihood"
 
     @property
@@ -70,7 +71,7 @@ class Scores:
     @property
     def bits_per_dim(self) -> NDArray[np.float64]:
         """The same in bits for each of a pixel's three numbers: (pictures,); see `codec`."""
-        return bits_per_dim(self.nats_per_token)
+        return bits_per_dim(self.nats_per_token, self.dims)
 
     @property
     def mean_entropy(self) -> NDArray[np.float64]:
@@ -82,9 +83,9 @@ class Scores:
         return len(self.surprise)
 
 
-def bits_per_dim(nats_per_token: Number) -> Number:
-    """nats/token as bits for each of a pixel's three numbers."""
-    return nats_per_token / (math.log(2) * CHANNELS)
+def bits_per_dim(nats_per_token: Number, dims: int) -> Number:
+    """nats/token as bits for each of the `dims` numbers of a picture that an id stands for."""
+    return nats_per_token / (math.log(2) * dims)
 
 
 def method_of(causal: bool) -> Method:

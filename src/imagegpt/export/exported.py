@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from imagegpt import checkpoint
-from imagegpt.codec.preprocessor_file import save_preprocessor
+from imagegpt.codec.codec import grid_of
+from imagegpt.codec.preprocessor_file import write_preprocessor
 from imagegpt.export.check import Difference
 from imagegpt.export.options import Function, check_hidden
 from imagegpt.export.source import Source, open_source
@@ -58,19 +59,20 @@ def begin(
 
 
 @contextmanager
-def export_folder(source: Source, out: Path) -> Iterator[Path]:
-    """A folder to write an export into, which becomes `out` with the model's config and processor, or nothing."""
+def export_folder(source: Source, out: Path, precision: str) -> Iterator[tuple[Path, Metadata]]:
+    """A folder to write an export into, which becomes `out`, or nothing.
+
+    Yields:
+        The folder, with the model's config, processor and codec, and what each exported file must say of the model.
+    """
     with whole_folder(out) as folder:
-        yield folder
         shutil.copyfile(source.folder / checkpoint.CONFIG, folder / checkpoint.CONFIG)
-        save_preprocessor(folder, source.codec, source.framing)
+        entries = source.codec.store(folder)
+        write_preprocessor(folder, entries, source.framing)
+        yield folder, _about(source, entries, folder, precision)
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """Name of each file of a folder -> its bytes."""
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-
-
-def metadata(source: Source, precision: str, classes: Sequence[str] = ()) -> Metadata:
-    """What an exported file says of its model."""
-    return Metadata(source.spec, source.codec, source.framing, source.fingerprint, precision, tuple(classes))
+def _about(source: Source, entries: dict[str, Any], folder: Path, precision: str) -> Metadata:
+    codec, framing = source.codec, source.framing
+    grid = grid_of(codec, framing)
+    return Metadata(source.spec, grid, framing, entries, folder, codec.fingerprint, source.fingerprint, precision)

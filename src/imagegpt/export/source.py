@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from imagegpt import checkpoint
 from imagegpt.checkpoint import HEAD, SCORE
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec
 from imagegpt.codec.pictures import Framing
-from imagegpt.codec.preprocessor_file import load_palette
+from imagegpt.codec.preprocessor_file import load_codec
 from imagegpt.errors import InputError
 from imagegpt.export.options import Function
 from imagegpt.spec import ModelSpec
@@ -34,15 +34,14 @@ class Source:
         folder: in HF's layout.
         spec: the model's numbers.
         config: all of its config.json.
-        codec, framing: its palette, and how pictures come to its grid.
+        codec, framing: pixels to ids, and what becomes of pictures before.
         heads: name of a head's weight -> how many outputs it has.
-
     """
 
     folder: Path
     spec: ModelSpec
     config: Mapping[str, Any]
-    codec: PaletteCodec
+    codec: Codec
     framing: Framing
     heads: Mapping[str, int]
 
@@ -109,14 +108,7 @@ def open_source(folder: Path) -> Source:
         )
     if config.get("add_cross_attention"):
         raise InputError(f"{folder} has cross-attention to an encoder's states; such models can't be exported.")
-    codec, framing = load_palette(folder, spec)
-    if len(codec) != spec.num_colors:
-        raise InputError(f"{folder}: the palette has {len(codec)} colours, the model {spec.num_colors}.")
-    if framing.height * framing.width != spec.n_positions:
-        raise InputError(
-            f"{folder}: a grid of {framing.height} x {framing.width} does not have the model's "
-            f"{spec.n_positions} positions."
-        )
+    codec, framing = load_codec(folder, spec)
     heads = _heads(folder, spec)
     checkpoint.check_weights(folder, spec, heads)
     return Source(folder, spec, config, codec, framing, heads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,13 +14,15 @@ from numpy.typing import NDArray
 from imagegpt.errors import InputError
 from imagegpt.export.blocks import GraphBuilder
 from imagegpt.export.check import Difference, Outputs, check_ids, compare, in_two_parts
-from imagegpt.export.exported import Exported, begin, export_folder, metadata, sizes
+from imagegpt.export.exported import Exported, begin, export_folder
 from imagegpt.export.graphs import IDS, LOGITS, build
 from imagegpt.export.onnx_file import LIMIT, as_model, write_embedded, write_external
 from imagegpt.export.options import FILES, Function, OnnxPrecision
 from imagegpt.export.source import Parameters, Source
 from imagegpt.export.weights import Weight, find_weight
+from imagegpt.files import sizes
 from imagegpt.onnx import InferenceSession, OnnxDecoder
+from imagegpt.onnx.metadata import Metadata
 
 DATA = "model.onnx_data"
 
@@ -58,14 +61,19 @@ def export_onnx(
     builders: dict[Function, GraphBuilder] = {
         name: build(source, name, precision, hidden if name == "model" else ()) for name in functions
     }
-    with export_folder(source, target) as folder:
-        _write(folder, source, builders, precision, external_data)
+    with export_folder(source, target, precision) as (folder, about):
+        _write(folder, source, builders, about, precision, external_data)
         differences = _check(folder, source, functions, hidden, precision) if check else []
     return Exported(target, precision, sizes(target), differences)
 
 
 def _write(
-    folder: Path, source: Source, builders: dict[Function, GraphBuilder], precision: OnnxPrecision, external: bool
+    folder: Path,
+    source: Source,
+    builders: dict[Function, GraphBuilder],
+    about: Metadata,
+    precision: OnnxPrecision,
+    external: bool,
 ) -> None:
     parameters = Parameters(source)
     names = dict.fromkeys(name for builder in builders.values() for name in builder.weights)
@@ -73,7 +81,7 @@ def _write(
     models = {}
     for function, builder in builders.items():
         classes = source.classes if function == "classification" else ()
-        texts = metadata(source, precision, classes).texts()
+        texts = replace(about, classes=classes).texts()
         models[f"{FILES[function]}.onnx"] = as_model(builder, texts, f"{source.folder.name}: {function}, {precision}")
     used = {f"{FILES[function]}.onnx": builder.weights for function, builder in builders.items()}
     if external or max(_bytes(weights, of) for of in used.values()) > LIMIT:

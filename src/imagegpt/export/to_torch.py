@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,10 +15,12 @@ from torch.export import Dim
 
 from imagegpt.errors import InputError, reason
 from imagegpt.export.check import Difference, check_ids, compare
-from imagegpt.export.exported import Exported, begin, export_folder, metadata, sizes
+from imagegpt.export.exported import Exported, begin, export_folder
 from imagegpt.export.networks import empty_past, load_functions, run_function
 from imagegpt.export.options import FILES, Function, TorchPrecision
 from imagegpt.export.source import Source
+from imagegpt.files import sizes
+from imagegpt.onnx.metadata import Metadata
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EXTRA = "imagegpt.json"  # the file in the program that says which model it is
@@ -52,21 +55,21 @@ def export_torch(
     if precision not in get_args(TorchPrecision):
         raise InputError(f"Programs of torch have the precisions {', '.join(DTYPES)}, not {precision!r}.")
     target, source, functions = begin(model, out, only, hidden)
-    with export_folder(source, target) as folder, torch.no_grad():
+    with export_folder(source, target, precision) as (folder, about), torch.no_grad():
         networks = load_functions(source, functions, hidden, DTYPES[precision])
         for function in functions:
-            _write(folder / f"{FILES[function]}.pt2", source, function, networks.pop(function), precision)
+            _write(folder / f"{FILES[function]}.pt2", source, function, networks.pop(function), about)
         differences = _check(folder, source, functions, hidden, precision) if check else []
     return Exported(target, precision, sizes(target), differences)
 
 
-def _write(path: Path, source: Source, function: Function, network: nn.Module, precision: str) -> None:
-    inputs, dimensions = _example(source, function, DTYPES[precision])
+def _write(path: Path, source: Source, function: Function, network: nn.Module, about: Metadata) -> None:
+    inputs, dimensions = _example(source, function, DTYPES[about.precision])
     try:
         program = torch.export.export(network, inputs, dynamic_shapes=dimensions, strict=False)
     except Exception as error:  # of many classes; a layer that can't be traced, mostly
         raise InputError(f"torch can't export the {function} of {source.folder}: {reason(error)}") from error
-    texts = metadata(source, precision, source.classes if function == "classification" else ()).texts()
+    texts = replace(about, classes=source.classes if function == "classification" else ()).texts()
     torch.export.save(program, path, extra_files={EXTRA: json.dumps(texts)})
 
 

@@ -72,7 +72,7 @@ def _digest(text: str) -> str:
 
 def _sentence(facts: Facts) -> str:
     height, width = facts.grid
-    reads = f"reads pictures as {height} x {width} ids of {facts.spec.num_colors} colours"
+    reads = f"reads pictures as {height} x {width} ids of a {facts.codec[0]}"
     if facts.classes:
         return f"An ImageGPT that {reads}, and tells which of {len(facts.classes)} classes they show."
     does = "draws them one id after another" if facts.causal else "was trained to fill in ids that are hidden (BERT)"
@@ -86,7 +86,7 @@ def _numbers(facts: Facts) -> dict[str, Any]:
         "layers, width, heads": f"{spec.n_layer}, {spec.n_embd}, {spec.n_head}",
         "parameters": f"{facts.parameters:,}",
         "grid": f"{facts.grid[0]} x {facts.grid[1]}",
-        "palette": f"{spec.num_colors} colours, fingerprint `{facts.palette}`",
+        "codec": f"{facts.codec[0]}, fingerprint `{facts.codec[1]}`",
         "fingerprint of the model": f"`{facts.fingerprint}`",
     }
 

@@ -22,7 +22,7 @@ class Facts:
         classes: of a classifier.
         parameters: how many, heads included.
         grid: (height, width) of ids.
-        palette: fingerprint of its colours.
+        codec: what its ids are of: the codec's name and fingerprint.
         fingerprint: of the model; see `checkpoint.fingerprint`.
     """
 
@@ -31,7 +31,7 @@ class Facts:
     classes: tuple[str, ...]
     parameters: int
     grid: tuple[int, int]
-    palette: str
+    codec: tuple[str, str]
     fingerprint: str
 
     @property
@@ -68,13 +68,13 @@ def _classes_of_bin(folder: Path) -> tuple[str, ...]:
 
 
 def read_facts(folder: Path) -> Facts:
-    """Open a model folder: config, weights and palette.
+    """Open a model folder: config, weights and codec.
 
     Raises:
         InputError: one of them is missing, damaged, or does not fit the others.
     """
     parameters, classes = check_weights(folder)
-    load_preprocessor(folder)  # its own: a palette that is guessed is not for others
+    load_preprocessor(folder)  # its own: a codec that is guessed is not for others
     opened = Backbone(folder)
     return Facts(
         opened.spec,
@@ -82,6 +82,6 @@ def read_facts(folder: Path) -> Facts:
         classes,
         parameters,
         opened.grid,
-        opened.codec.fingerprint,
+        (opened.codec.name, opened.codec.fingerprint),
         checkpoint.fingerprint(folder),
     )

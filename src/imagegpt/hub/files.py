@@ -1,4 +1,4 @@
-"""Which files of a model folder are for others: the model, its card, its results."""
+"""Which files of a model folder are for others: the model with its codec, its card, its results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from imagegpt import checkpoint
 from imagegpt.codec.preprocessor_file import NAME as PREPROCESSOR
+from imagegpt.codec.preprocessor_file import codec_folders
 from imagegpt.errors import InputError
 
 CARD = "README.md"
@@ -24,7 +25,7 @@ WEIGHTS = (*SAFE, "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def files_of(folder: Path, fingerprint: str) -> list[str]:
-    """Names of the files of a model folder that are for others: the model, its card, its results.
+    """Names of the files of a model folder that are for others: the model with its codec, its card, its results.
 
     Results that name the fingerprint of another model are left out, with a warning.
     """
@@ -34,6 +35,8 @@ def files_of(folder: Path, fingerprint: str) -> list[str]:
     if weights.suffix == ".json":
         shards |= set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values())
     names = [name for name in there if name in SMALL or name in shards]
+    inside = (path for name in codec_folders(folder) for path in (folder / name).glob("*") if path.is_file())
+    names += [path.relative_to(folder).as_posix() for path in inside]
     for name in (name for name in there if matches(name, RECORDS)):
         about = read_record(folder / name).get("fingerprint", fingerprint)
         if about == fingerprint:

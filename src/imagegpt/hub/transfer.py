@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import sys
 import tempfile
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from imagegpt import __version__, checkpoint
 from imagegpt.backbone import Backbone
 from imagegpt.codec.preprocessor_file import NAME as PREPROCESSOR
+from imagegpt.codec.preprocessor_file import codec_folders
 from imagegpt.errors import InputError
-from imagegpt.files import check_new_folder, whole_folder, write_text
+from imagegpt.files import check_new_folder, sizes, whole_folder, write_text
 from imagegpt.hub.card import is_ours, licence_of, write_card
 from imagegpt.hub.errors import told
 from imagegpt.hub.facts import Facts, check_weights, read_facts
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 MAIN = "main"
+OLD = ("*.bin", "*.bin.index.json")
 
 
 def make_card(folder: Path, hub_id: str, licence: str | None = None) -> tuple[str, bool]:
@@ -97,7 +100,7 @@ def push(
         "fingerprint": facts.fingerprint,
         "card": "generated" if made else "kept",
         "files": sorted(contents),
-        "left_out": sorted({path.name for path in folder.iterdir()} - set(contents)),
+        "left_out": sorted({path.name for path in folder.iterdir()} - {name.partition("/")[0] for name in contents}),
     }
 
 
@@ -125,20 +128,23 @@ def pull(hub_id: str, to: Path, revision: str | None = None) -> dict[str, Any]:
         there = [sibling.rfilename for sibling in about.siblings or []]
         if checkpoint.CONFIG not in there or about.sha is None:
             raise InputError(f"{hub_id} is no model: it has no {checkpoint.CONFIG}.")
+        others = {name.partition("/")[0] for name in there if "/" in name}
+        if PREPROCESSOR in there:
+            others -= _codec_there(api, hub_id, about.sha)
         better = any(matches(name, SAFE) for name in there)
         snapshot_download(
             hub_id,
             revision=about.sha,
             local_dir=temporary,
             allow_patterns=checkpoint.HUB_FILES,
-            ignore_patterns=["*/*", *(["*.bin", "*.bin.index.json"] if better else [])],
+            ignore_patterns=[*(f"{glob.escape(name)}/*" for name in others), *(OLD if better else [])],
             endpoint=api.endpoint,
             library_name="imagegpt",
             library_version=__version__,
         )
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # the client's own notes
         fingerprint = _check_fetched(temporary, hub_id)
-        files = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+        files = sizes(temporary)
     return {
         "repository": hub_id,
         "revision": revision or MAIN,
@@ -187,6 +193,13 @@ def _card_there(api: HfApi, hub_id: str, revision: str | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = api.hf_hub_download(hub_id, CARD, revision=revision, local_dir=folder)
         return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def _codec_there(api: HfApi, hub_id: str, commit: str) -> set[str]:
+    """The folders in which a model's codec lies."""
+    with tempfile.TemporaryDirectory() as folder:
+        api.hf_hub_download(hub_id, PREPROCESSOR, revision=commit, local_dir=folder)
+        return set(codec_folders(Path(folder)))
 
 
 def _commit(

@@ -1,4 +1,4 @@
-"""What `imagegpt export --to onnx` wrote, opened again: onnxruntime's session, with the palette and the grid.
+"""What `imagegpt export --to onnx` wrote, opened again: onnxruntime's session, with the codec and the grid.
 
 >>> from imagegpt.onnx import InferenceSession, generate
 """

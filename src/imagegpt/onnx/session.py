@@ -1,4 +1,4 @@
-"""An onnxruntime session that knows its model's palette and grid."""
+"""An onnxruntime session that knows its model's codec and grid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime
 
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec
 from imagegpt.errors import InputError, reason
 from imagegpt.onnx.metadata import Metadata, read_metadata
 from imagegpt.spec import ModelSpec
@@ -65,14 +65,14 @@ class InferenceSession(onnxruntime.InferenceSession):
         return self.metadata.spec
 
     @property
-    def palette(self) -> PaletteCodec:
-        """The model's colours: pixels to ids and back."""
+    def codec(self) -> Codec:
+        """The model's codec, pixels to ids and back; one that is a network is loaded now, with torch."""
         return self.metadata.codec
 
     @property
     def grid(self) -> tuple[int, int]:
         """`(height, width)` of ids."""
-        return self.metadata.framing.height, self.metadata.framing.width
+        return self.metadata.grid
 
     @property
     def precision(self) -> str:
@@ -94,7 +94,7 @@ class InferenceSession(onnxruntime.InferenceSession):
         """Pictures to `input_ids`, and ids to pictures; loads transformers."""
         from imagegpt.codec.processor import ImageGPTImageProcessor
 
-        return ImageGPTImageProcessor.from_codec(self.palette, self.metadata.framing)
+        return ImageGPTImageProcessor.from_codec(self.codec, self.metadata.framing)
 
 
 def find_file(path: str | os.PathLike[str], name: str = MODEL) -> Path:

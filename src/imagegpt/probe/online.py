@@ -27,7 +27,7 @@ class OnlineProbe:
     """A linear probe of one layer, fitted anew to the same pictures each time it is asked.
 
     Args:
-        train: labelled pictures, or ids of the network's palette; some of them fit the probe.
+        train: labelled pictures, or ids of the network's codec; some of them fit the probe.
         test: those that it is tested on.
         count: pictures of each, taken evenly from the whole.
         layer: blocks that are run, from 0 to L; default: the middle.

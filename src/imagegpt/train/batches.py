@@ -17,7 +17,7 @@ from itertools import count
 import numpy as np
 
 from imagegpt.codec.augment import Augmentation
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec, grid_of, moves_ids
 from imagegpt.codec.pictures import Framing
 from imagegpt.data.ids import check_colours, check_tokens
 from imagegpt.data.records import Record, Source
@@ -64,7 +64,7 @@ class Batches:
     def __init__(
         self,
         source: Source,
-        codec: PaletteCodec,
+        codec: Codec,
         framing: Framing,
         augmentation: Augmentation,
         batch: int,
@@ -79,8 +79,10 @@ class Batches:
         stored = source.ids_NT is not None
         if stored:
             check_tokens(source, codec, framing)
-            if not augmentation.keeps_grid:
-                raise InputError(f"{source.path} holds ids, and the augmentation {augmentation} needs pictures.")
+            if not moves_ids(codec, augmentation):
+                raise InputError(
+                    f"{source.path} holds ids of a {codec.name}, and the augmentation {augmentation} needs pictures."
+                )
         elif framing.crop == "random":
             raise InputError("Training can't repeat a framing that crops at random; take the augmentation crop.")
         window = len(source) if stored else window
@@ -117,10 +119,10 @@ class StoredRows:
     """Rows of ids that are mapped into memory; see `Batches`."""
 
     def __init__(
-        self, source: Source, codec: PaletteCodec, framing: Framing, augmentation: Augmentation, order: Order
+        self, source: Source, codec: Codec, framing: Framing, augmentation: Augmentation, order: Order
     ) -> None:
         self._source, self._codec, self._order = source, codec, order
-        self._views = IdViews(augmentation, (framing.height, framing.width))
+        self._views = IdViews(augmentation, grid_of(codec, framing))
 
     def at(self, position: int) -> Batch:
         """The batch at a position."""

@@ -26,7 +26,7 @@ import torch.distributed.checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from imagegpt.codec.preprocessor_file import save_preprocessor
+from imagegpt.codec.preprocessor_file import write_preprocessor
 from imagegpt.errors import InputError, reason
 from imagegpt.files import make_folder, write_text
 from imagegpt.tensors import map_tensors, write_tensors
@@ -58,7 +58,7 @@ class Checkpoints:
     Args:
         folder: where they lie, one folder each.
         group: the processes, which all call the same methods.
-        dataset: whose palette and grid go into each.
+        dataset: whose codec and grid go into each.
         network: says what becomes of its weights in a model folder.
         keep: the last so many stay, and the best.
     """
@@ -156,7 +156,7 @@ class Checkpoints:
         for name, tensor in tensors.items():
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if self._group.first:
-                found[name] = whole.detach().float().cpu().numpy()
+                found[name] = whole.detach().float().cpu().contiguous().numpy()
         return found
 
     def write_model(self, folder: Path, weights: Arrays, own: bool = False) -> None:
@@ -173,7 +173,8 @@ class Checkpoints:
         _write(folder / WEIGHTS, published)
         if own and self._network.other:
             _write(folder / OWN, weights)
-        save_preprocessor(folder, self._dataset.codec, self._dataset.framing)
+        store = self._network.store or self._dataset.codec.store
+        write_preprocessor(folder, store(folder), self._dataset.framing)
 
     def _write_models(self, folder: Path, weights: Arrays, averages: Arrays | None) -> None:
         if self._group.first:

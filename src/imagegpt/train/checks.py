@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from imagegpt.errors import InputError
+from imagegpt.train.codec_recipe import CodecRecipe
 from imagegpt.train.finetune_recipe import FinetuneRecipe
 from imagegpt.train.flat import FlatRecipe
 from imagegpt.train.optimizers import schedule_of
@@ -37,9 +38,10 @@ def check_same_run(recipe: FlatRecipe, out: Path) -> None:
     """
     if not (out / RECIPE).exists() or not any((out / CHECKPOINTS).glob("step-*")):
         return
-    other = FinetuneRecipe if isinstance(recipe, Recipe) else Recipe
-    if other.can_read(out / RECIPE) and not recipe.can_read(out / RECIPE):
-        raise InputError(f"{out} holds a run of `imagegpt {other.verb}`: choose another --out.")
+    if not recipe.can_read(out / RECIPE):
+        for other in (Recipe, FinetuneRecipe, CodecRecipe):
+            if other.can_read(out / RECIPE):
+                raise InputError(f"{out} holds a run of `imagegpt {other.verb}`: choose another --out.")
     there = recipe.read(out / RECIPE)
     ours, free = recipe.flat(), {*FREE, *vars(recipe.compute), *vars(recipe.watch)}
     for name, value in ours.items():

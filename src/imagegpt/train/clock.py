@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import cached_property
 
 from imagegpt.engine.accelerators import peak_flops
@@ -12,28 +13,47 @@ from imagegpt.train.flat import FlatRecipe
 from imagegpt.train.processes import Processes
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a picture is for a network.
+
+    Args:
+        ids: how many it has.
+        flops: of its forward and backward; what the model needs, not what checkpointing computes again.
+        width: of the network's largest products.
+    """
+
+    ids: int
+    flops: int
+    width: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Work:
+        """A picture's work in a transformer."""
+        return cls(spec.n_positions, training_flops(spec, 1), spec.n_embd)
+
+
 class Clock:
     """How fast a run is.
 
     Args:
         recipe: the batch, and what it is computed in.
-        spec: the model's numbers.
+        work: of one picture.
         group: the processes.
     """
 
-    def __init__(self, recipe: FlatRecipe, spec: ModelSpec, group: Processes) -> None:
-        self._pictures, self._ids = recipe.optimization.batch, recipe.optimization.batch * spec.n_positions
-        # MFU counts what the model needs, not what checkpointing computes again.
-        self._flops = training_flops(spec, recipe.optimization.batch)
-        self._recipe, self._spec, self._group = recipe, spec, group
+    def __init__(self, recipe: FlatRecipe, work: Work, group: Processes) -> None:
+        self._pictures, self._ids = recipe.optimization.batch, recipe.optimization.batch * work.ids
+        self._flops = work.flops * recipe.optimization.batch
+        self._recipe, self._work, self._group = recipe, work, group
         self._began, self._step = 0.0, 0.0
 
     @cached_property
     def _peak(self) -> float:
         """Of all processes; measured where no data sheet has it, by the first of them alone, which asks for rates."""
         options = self._recipe.optimization
-        rows = options.batch // self._group.count // options.accumulate * self._spec.n_positions
-        one = peak_flops(self._group.device, self._recipe.compute.precision, rows, self._spec.n_embd)
+        rows = options.batch // self._group.count // options.accumulate * self._work.ids
+        one = peak_flops(self._group.device, self._recipe.compute.precision, rows, self._work.width)
         return one * self._group.count
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run trains and is validated on: sources as ids, and the palette that they share."""
+"""What a run trains and is validated on: sources as ids, and the codec that they share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from imagegpt.codec.augment import Augmentation
+from imagegpt.codec.codec import Codec, framing_for, moves_ids
 from imagegpt.codec.fit import PixelSample, cluster_colors
 from imagegpt.codec.palette import PaletteCodec
 from imagegpt.codec.pictures import Framing
-from imagegpt.data.ids import check_colours, check_tokens, palette_of
+from imagegpt.data.ids import check_colours, check_tokens, codec_of
 from imagegpt.data.records import Source, read_records
 from imagegpt.data.sources import open_source
 from imagegpt.data.tokens import META, verify
@@ -53,7 +54,7 @@ class Dataset:
         more: what is learnt of a batch besides its ids: arrays by the names that the objective knows, or nothing.
     """
 
-    codec: PaletteCodec
+    codec: Codec
     framing: Framing
     augmentation: Augmentation
     train: Source
@@ -84,14 +85,14 @@ def open_sources(data: Data) -> tuple[Source, Source | None]:
 def open_dataset(recipe: Recipe, out: Path, group: Processes, working: Working | None = None) -> Dataset:
     """Open the data of a pretraining recipe; see `make_ids`."""
     sources = open_sources(recipe.data)
-    codec = _palette(recipe, sources[0], out, group, working)
+    codec = _codec(recipe, sources[0], out, group, working)
     return make_ids(sources, recipe, codec, out, group, working)
 
 
 def make_ids(
     sources: tuple[Source, Source | None],
     recipe: FlatRecipe,
-    codec: PaletteCodec,
+    codec: Codec,
     out: Path,
     group: Processes,
     working: Working | None = None,
@@ -101,24 +102,24 @@ def make_ids(
     Args:
         sources: for training and for validation.
         recipe: grid and augmentation.
-        codec: the palette.
+        codec: makes ids of pixels.
         out: folder of the run.
         group: the processes, which share the work.
         working: told of what takes time.
 
     Raises:
-        InputError: ids that don't fit the palette or the grid.
+        InputError: ids that don't fit the codec or the grid.
     """
     train, validation = sources
     if group.first:
         warn_of_empty_classes(train.path)
-    framing = Framing(*recipe.grid, crop=recipe.data.crop)
+    framing = framing_for(codec, recipe.grid, recipe.data.crop)
     augmentation = Augmentation.parse(recipe.data.augment)
     for source in sources:
         if source is not None and source.tokens:
             check_tokens(source, codec, framing)
     make = _Ids(codec, framing, out / "data", group, working)
-    if augmentation.keeps_grid or train.tokens:
+    if moves_ids(codec, augmentation) or train.tokens:
         train = make(train, "train")
     if validation is not None:
         validation = make(validation, "validation")
@@ -140,7 +141,7 @@ def warn_of_empty_classes(data: str) -> None:
 class _Ids:
     """Makes ids of sources of pictures, in folders of the run; checks those that are ids already."""
 
-    codec: PaletteCodec
+    codec: Codec
     framing: Framing
     folder: Path
     group: Processes
@@ -172,7 +173,7 @@ class _Ids:
             return False
         ours = (self.codec.fingerprint, asdict(self.framing), len(source), source.path)
         there = self._made_of(folder / META) == ours
-        if not there:  # of other data or of another palette
+        if not there:  # of other data or of another codec
             shutil.rmtree(folder)
         return there
 
@@ -191,16 +192,16 @@ class _Ids:
         _wait(folder / META, self.group)
 
 
-def _palette(recipe: Recipe, train: Source, out: Path, group: Processes, working: Working | None) -> PaletteCodec:
-    """The palette that a recipe asks for; one that is fitted is kept in the run's folder."""
-    name = recipe.shape.palette
+def _codec(recipe: Recipe, train: Source, out: Path, group: Processes, working: Working | None) -> Codec:
+    """The codec that a recipe asks for; a palette that is fitted is kept in the run's folder."""
+    name = recipe.shape.codec
     if name == "fit":
         path = out / PALETTE
         if group.first and not (path.exists() and len(PaletteCodec.load(path)) == recipe.shape.colors):
             _fit(recipe, train, working).save(path)
         _wait(path, group)
         return PaletteCodec.load(path)
-    return palette_of(train, name)
+    return codec_of(train, name)
 
 
 def _wait(path: Path, group: Processes) -> None:
@@ -218,7 +219,7 @@ def _fit(recipe: Recipe, train: Source, working: Working | None) -> PaletteCodec
             sample.add(np.asarray(picture))
         told(number, len(train))
     if not len(sample.pixels):
-        raise InputError(f"--palette fit needs pictures, and {train.path} holds none that can be read.")
+        raise InputError(f"--codec fit needs pictures, and {train.path} holds none that can be read.")
     return PaletteCodec(cluster_colors(sample.pixels, recipe.shape.colors, recipe.optimization.seed))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from imagegpt.codec.codec import Codec, dims_of
 from imagegpt.data.records import Source
 from imagegpt.engine.score import bits_per_dim
 from imagegpt.files import write_whole
@@ -23,7 +24,7 @@ from imagegpt.train.training import Training
 ROWS = 32  # of a forward
 
 
-def validate(training: Training, source: Source) -> dict[str, Any]:
+def validate(training: Training, source: Source, codec: Codec) -> dict[str, Any]:
     """The mean loss of all pictures of a source, which the processes share.
 
     A bidirectional network is asked for masked ids, with five masks of each picture that are the same every time.
@@ -31,10 +32,11 @@ def validate(training: Training, source: Source) -> dict[str, Any]:
     Args:
         training: the network.
         source: ids.
+        codec: what they are of.
 
     Returns:
-        `nats_per_token` (of masked ids, if bidirectional), `bits_per_dim` and the codec that it is of. A palette loses
-        colours, so bits/dim of its ids can't be compared with those of RGB pixels.
+        `nats_per_token` (of masked ids, if bidirectional), `bits_per_dim` and the codec that it is of. Codecs lose
+        something, so bits/dim of ids can't be compared with those of RGB pixels.
     """
     assert source.ids_NT is not None
     masked = training.objective.masked
@@ -43,11 +45,10 @@ def validate(training: Training, source: Source) -> dict[str, Any]:
         for copy in range(EVALUATION_MASKS if masked else 1):
             total += _losses(training, source.ids_NT[: len(source)], copy if masked else None)
     nats = total / len(source) / (EVALUATION_MASKS if masked else 1)
-    colors = training.config.spec.num_colors
     return {
         "nats_per_token": nats,
-        "bits_per_dim": bits_per_dim(nats),
-        "codec": f"palette of {colors}",
+        "bits_per_dim": bits_per_dim(nats, dims_of(codec)),
+        "codec": codec.name,
         "pictures": len(source),
     }
 

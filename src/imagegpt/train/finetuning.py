@@ -22,7 +22,7 @@ from imagegpt.sequence import parse_grid
 from imagegpt.train.batches import Batch
 from imagegpt.train.checks import CHECKPOINTS
 from imagegpt.train.dataset import Dataset, Working, make_ids, open_sources
-from imagegpt.train.evaluation import fixed_masks, shares
+from imagegpt.train.evaluation import draw_samples, fixed_masks, shares
 from imagegpt.train.finetune_recipe import FinetuneRecipe
 from imagegpt.train.joint import Criterion, draw_mixtures
 from imagegpt.train.labels import MULTI, REGRESSION, SINGLE, Labels, read_labels
@@ -99,6 +99,10 @@ class Finetuning:
         logits_VC, nats = _predict(training, validation.ids_NT[: len(validation)])
         targets = labels.as_targets(read_targets(validation, labels.classes, labels.problem))
         return {**_worth(logits_VC, targets, labels), "nats_per_token": nats, "pictures": len(validation)}
+
+    def draw(self, folder: Path, path: Path, dataset: Dataset, device: str) -> None:
+        """A sheet of samples."""
+        draw_samples(folder, path, self.recipe.watch.samples, device)
 
 
 METRICS = {

@@ -204,7 +204,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("clip", "weight_decay", "warmup", "spike", "seed", "probe_layer"), (0, 1e18)),
     **dict.fromkeys(("patience", "generative", "layer", "freeze", "lora", "least", "mixup", "head_rate"), (0, 1e18)),
     **dict.fromkeys(("layer_decay", "lora_alpha"), (1e-6, 1e6)),
-    "smoothing": (0, BELOW_1),
+    **dict.fromkeys(("smoothing", "code_decay", "restart"), (0, BELOW_1)),
+    **dict.fromkeys(("commitment", "edge", "blocks"), (0, 1e9)),
+    **dict.fromkeys(("code_width", "block_width"), (1, 1e9)),
+    "codes": (2, 1 << 16),
     "decay": (0, 1),
     "mask": (1e-6, 1),
 }

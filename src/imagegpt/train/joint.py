@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from imagegpt.model.inputs import behind_start
 from imagegpt.train.labels import MULTI, REGRESSION
+from imagegpt.train.objectives import Loss
 
 
 class Criterion:
@@ -43,7 +43,7 @@ class Criterion:
         return losses_B if weights_C is None else losses_B * weights_C[targets]
 
 
-class Joint(nn.Module):
+class Joint(Loss):
     """Classify from the mean of the states, and predict ids.
 
     The network reads what it reads in pretraining: SOS and all ids but the last, or, bidirectional, the ids without

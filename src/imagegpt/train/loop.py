@@ -17,6 +17,7 @@ import transformers
 import yaml
 
 from imagegpt import __version__
+from imagegpt.codec.preprocessor_file import codec_folders
 from imagegpt.errors import InputError, Interrupted
 from imagegpt.files import make_folder, write_text
 from imagegpt.train.batches import Batch
@@ -24,7 +25,6 @@ from imagegpt.train.checkpoints import EMA, Checkpoints, read_checkpoint
 from imagegpt.train.checks import CHECKPOINTS, RECIPE, check_recipe, check_same_run
 from imagegpt.train.clock import Clock
 from imagegpt.train.dataset import Dataset, Working
-from imagegpt.train.evaluation import draw_samples
 from imagegpt.train.flat import FlatRecipe
 from imagegpt.train.guard import Guard
 from imagegpt.train.journal import Journal
@@ -121,7 +121,7 @@ class Run:
         self.seconds = 0.0
         self.best: dict[str, Any] | None = None
         self.waited = 0  # validations since the best one
-        self._clock = Clock(recipe, self.training.config.spec, group)
+        self._clock = Clock(recipe, self.network.work, group)
         self._journal = self._begin()
 
     def _begin(self) -> Journal | None:
@@ -188,10 +188,10 @@ class Run:
                 self._roll_back(trouble)
                 return False
             factor = self.schedule.factor(self.step)
-            self.training.step(gradient, factor)
+            told = self.training.step(gradient, factor)
             self.step, self.position = self.step + 1, self.position + 1
             self.seconds += self._clock.tick()
-            self._log(gradient, factor)
+            self._log(gradient, factor, told)
             stopped = self.group.any(stop.is_set())
             self._look(stopped)
             if stopped or self.done:
@@ -212,7 +212,7 @@ class Run:
         if due(watch.save_every) or improved or stopped or self.done:
             self.save()
         if due(watch.sample_every) and not self.training.objective.masked:
-            self._on_export(lambda folder: self._draw(folder))
+            self._on_export(self._draw)
         if due(watch.probe_every) and self._evaluators:
             self._on_export(lambda folder: self._evaluate(folder))
         self._clock.start()
@@ -284,20 +284,21 @@ class Run:
     def _draw(self, folder: Path) -> None:
         make_folder(self.out / SAMPLES)
         path = self.out / SAMPLES / f"step-{self.step:08d}.png"
-        draw_samples(folder, path, self.recipe.watch.samples, str(self.group.device))
+        self.task.draw(folder, path, self.dataset, str(self.group.device))
         self._tell("samples", {"step": self.step, "path": str(path)})
 
     def _evaluate(self, folder: Path) -> None:
         for name, evaluator in self._evaluators.items():
             self._record(name, evaluator(folder))
 
-    def _log(self, gradient: Gradient, factor: float) -> None:
+    def _log(self, gradient: Gradient, factor: float, told: Mapping[str, float]) -> None:
         if self._journal is None:
             return  # the first process tells
         record = {
             "epoch": round(self.position / self.batches.per_epoch, 4),
             "loss": gradient.loss,
             **gradient.told,
+            **told,
             "grad_norm": gradient.norm,
             "lr": factor * self.recipe.optimization.lr,
             "seconds": round(self.seconds, 3),
@@ -332,7 +333,7 @@ class Run:
             "skipped": self.dataset.skipped + len(self._skipped),
             "processes": self.group.count,
             "device": str(self.group.device),
-            "palette": self.dataset.codec.fingerprint,
+            "codec": self.dataset.codec.fingerprint,
             "imagegpt": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -362,6 +363,8 @@ class Run:
         make_folder(temporary)
         for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
             shutil.copyfile(source / name, temporary / name)
+        for name in codec_folders(source):
+            shutil.copytree(source / name, temporary / name)
         write_text(temporary / "training.json", made)
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)

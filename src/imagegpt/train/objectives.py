@@ -44,8 +44,34 @@ class Objective(Protocol):
         """What a log says of an update's losses besides their sum."""
         ...
 
+    def settle(self, key: tuple[int, ...]) -> dict[str, float]:
+        """Called once an update, after the weights have moved; random numbers are drawn by `key`.
 
-class Autoregressive(nn.Module):
+        What it returns goes into the log.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Drop what was kept of an update's forwards, which is over, or was given up."""
+        ...
+
+
+class Loss(nn.Module):
+    """What most objectives do: one loss, by gradients alone."""
+
+    def describe(self, losses: Sequence[float]) -> dict[str, float]:
+        """Nothing: there is one loss."""
+        return {}
+
+    def settle(self, key: tuple[int, ...]) -> dict[str, float]:
+        """Nothing: gradients have moved all there is."""
+        return {}
+
+    def forget(self) -> None:
+        """Nothing was kept."""
+
+
+class Autoregressive(Loss):
     """The negative log-likelihood of all T ids of a picture, SOS first (Chen et al. 2020, section 2.1).
 
     Args:
@@ -58,10 +84,6 @@ class Autoregressive(nn.Module):
         super().__init__()
         self.model = model
 
-    def describe(self, losses: Sequence[float]) -> dict[str, float]:
-        """Nothing: there is one loss."""
-        return {}
-
     def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
         """nats/token of ids (B, T) int64; there is no mask."""
         inputs_BT = behind_start(ids_BT, self.model.config.vocab_size - 1)
@@ -69,7 +91,7 @@ class Autoregressive(nn.Module):
         return self.model(inputs_BT, use_cache=False, return_dict=True, **options).loss
 
 
-class Masked(nn.Module):
+class Masked(Loss):
     """BERT: some ids' embeddings are zeroed, their positions stay, and the loss is theirs (section 2.1).
 
     There is no SOS and attention is bidirectional. The loss is the mean over the masked ids of each picture, then over
@@ -86,10 +108,6 @@ class Masked(nn.Module):
         if getattr(model.config, "is_causal", True):
             raise InputError("The masked objective needs a bidirectional model: config.is_causal = False.")
         self.model = model
-
-    def describe(self, losses: Sequence[float]) -> dict[str, float]:
-        """Nothing: there is one loss."""
-        return {}
 
     def forward(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> torch.Tensor:
         """nats per masked id; `mask_BT` (B, T) bool is True where an id is hidden."""

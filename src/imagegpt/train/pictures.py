@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagegpt.codec.augment import Augmentation
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec, grid_of, moves_ids
 from imagegpt.codec.pictures import Framing
 from imagegpt.data.ids import TASK, THREADS
 from imagegpt.data.records import Label, Record, Source, read_record
@@ -59,7 +59,7 @@ class PictureRows:
     def __init__(
         self,
         source: Source,
-        codec: PaletteCodec,
+        codec: Codec,
         framing: Framing,
         augmentation: Augmentation,
         order: Order,
@@ -67,7 +67,8 @@ class PictureRows:
     ) -> None:
         self._source, self._codec, self._framing, self._augmentation = source, codec, framing, augmentation
         self.order, self._skipped = order, skipped
-        self._views = IdViews(augmentation, (framing.height, framing.width))
+        self._moves_ids = moves_ids(codec, augmentation)
+        self._views = IdViews(augmentation, grid_of(codec, framing))
         self._told: set[int] = set()
 
     def at(self, position: int) -> Batch:
@@ -117,13 +118,13 @@ class PictureRows:
 
     def _grid(self, image: Image.Image, epoch: int, number: int) -> NDArray[np.uint8]:
         """(H, W, C); whole, where what is to be done with it can be done with ids, which is less work."""
-        if self._augmentation.keeps_grid:
+        if self._moves_ids:
             return self._framing.apply(image)
         return self._augmentation.apply(image, self._framing, view_rng(self.order.seed, epoch, number))
 
     def _encode(self, pictures: dict[int, NDArray[np.uint8]], epoch: int) -> NDArray[np.int64]:
         ids_BT = flatten(self._codec.encode(np.stack(list(pictures.values()))))
-        if not self._augmentation.keeps_grid:
+        if not self._moves_ids:
             return ids_BT
         return self._views.apply(ids_BT, np.array(list(pictures)), view_rngs(self.order.seed, epoch))
 

@@ -30,8 +30,8 @@ class Shape:
         start: paper draws the first weights as the paper does, hf as Hugging Face does; informed begins with
             embeddings that know the grid and the colours, and with heads that look at neighbours.
         init: a checkpoint or model folder whose weights are the start.
-        palette: an .npy file, a model's folder or name; fit makes one of --colors from the training pictures;
-            default: the tokenised data's own, or nano's.
+        codec: a palette's .npy file, the folder of a VQ-VAE, a model's folder or name; fit makes a palette of --colors
+            from the training pictures; default: the tokenised data's own, or nano's.
         colors: of a palette that is fitted.
     """
 
@@ -44,7 +44,7 @@ class Shape:
     mask: float = 0.15
     start: Literal["paper", "hf", "informed"] = "paper"
     init: str | None = None
-    palette: str | None = None
+    codec: str | None = None
     colors: Whole = 512
 
 
@@ -56,7 +56,8 @@ class Data:
     Args:
         train: DATA: pictures, or ids that `imagegpt tokenize` made.
         validation: DATA that is not trained on.
-        grid: height x width of ids; default: 32x32, or that of a model that is fine-tuned.
+        grid: height x width of ids; default: that of the ids, of the codec's folder, or of a model that is fine-tuned;
+            else 32x32.
         crop: how a picture that is not augmented comes onto the grid: center or none.
         augment: none, cifar (reflected padding, mirroring), imagenet (the paper's crop), or some of crop,pad,flip.
         limit: the first so many training pictures only.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from imagegpt import checkpoint
-from imagegpt.codec.palette import PaletteCodec
+from imagegpt.codec.codec import Codec
 from imagegpt.config import ImageGPTConfig
 from imagegpt.errors import InputError
 from imagegpt.model.heads import ImageGPTForCausalImageModeling
@@ -25,7 +25,7 @@ SAME = (
 )
 
 
-def new_config(shape: Shape, codec: PaletteCodec, grid: tuple[int, int]) -> ImageGPTConfig:
+def new_config(shape: Shape, codec: Codec, grid: tuple[int, int]) -> ImageGPTConfig:
     """The configuration that a recipe asks for.
 
     Raises:
@@ -49,13 +49,13 @@ def new_config(shape: Shape, codec: PaletteCodec, grid: tuple[int, int]) -> Imag
 
 
 def new_model(
-    shape: Shape, codec: PaletteCodec, grid: tuple[int, int], seed: int, device: torch.device | str = "cpu"
+    shape: Shape, codec: Codec, grid: tuple[int, int], seed: int, device: torch.device | str = "cpu"
 ) -> ImageGPTForCausalImageModeling:
     """The network with its first weights, in float32; the same seed gives the same weights on the same device.
 
     Args:
         shape: what is asked for.
-        codec: the palette.
+        codec: says how many ids there are, and the colour of each.
         grid: (height, width) of ids.
         seed: of the weights.
         device: where they are made.
@@ -75,7 +75,7 @@ def new_model(
 
 
 def begin_anew(
-    model: Any, start: str, codec: PaletteCodec, grid: tuple[int, int], seed: int, device: torch.device | str
+    model: Any, start: str, codec: Codec, grid: tuple[int, int], seed: int, device: torch.device | str
 ) -> None:
     """Give a network new weights.
 
@@ -90,7 +90,7 @@ def begin_anew(
     if start == "informed":
         _check_informed(model.config, grid)
         torch.nn.Module.to(model, "cpu")  # transformers types its own `to` as a method without self
-        informed_start(model, torch.from_numpy(codec.clusters), seed)
+        informed_start(model, torch.from_numpy(codec.colors), seed)
         torch.nn.Module.to(model, device)
     else:
         draw_weights(model, paper_deviations if start == "paper" else hf_deviations, seed)

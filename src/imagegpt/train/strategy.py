@@ -11,14 +11,13 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from imagegpt.train.objectives import Autoregressive, Masked
 from imagegpt.train.processes import Processes
 from imagegpt.train.recipe import Compute
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what autocast computes in
 
 
-def spread(objective: Autoregressive | Masked, compute: Compute, group: Processes) -> torch.nn.Module:
+def spread(objective: Any, compute: Compute, group: Processes) -> torch.nn.Module:
     """Make an objective ready for training as a recipe says.
 
     Args:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from imagegpt.codec.codec import grid_of
+from imagegpt.codec.preprocessor_file import find_framed
+from imagegpt.data.sources import open_source
+from imagegpt.data.tokens import META
+from imagegpt.train.codec_recipe import CodecRecipe
 from imagegpt.train.dataset import Dataset, Working, open_dataset
-from imagegpt.train.evaluation import validate
+from imagegpt.train.evaluation import draw_samples, validate
 from imagegpt.train.flat import FlatRecipe
 from imagegpt.train.network import Network
 from imagegpt.train.objectives import objective_of
@@ -56,6 +62,10 @@ class Task(Protocol):
         """What the network is worth on the validation pictures; called by all processes."""
         ...
 
+    def draw(self, folder: Path, path: Path, dataset: Dataset, device: str) -> None:
+        """Draw a sheet into `path` that shows what the network in a model folder can; always by the same numbers."""
+        ...
+
 
 class Pretraining:
     """Learn pictures from their ids alone.
@@ -65,7 +75,8 @@ class Pretraining:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+        height, width = grid_meant(recipe)
+        self.recipe = replace(recipe, data=replace(recipe.data, grid=f"{height}x{width}"))
 
     def open(self, out: Path, group: Processes, working: Working | None = None) -> Dataset:
         """The pictures."""
@@ -85,13 +96,33 @@ class Pretraining:
     def validate(self, training: Training, dataset: Dataset) -> dict[str, Any]:
         """nats/token of the validation pictures."""
         assert dataset.validation is not None
-        return validate(training, dataset.validation)
+        return validate(training, dataset.validation, dataset.codec)
+
+    def draw(self, folder: Path, path: Path, dataset: Dataset, device: str) -> None:
+        """A sheet of samples."""
+        draw_samples(folder, path, self.recipe.watch.samples, device)
+
+
+def grid_meant(recipe: Recipe) -> tuple[int, int]:
+    """The grid of ids that a recipe means: the one that it names, else that of its ids, else that of its codec."""
+    train, codec = recipe.data.train, recipe.shape.codec
+    if recipe.data.grid is None and train is not None and (Path(train) / META).is_file():
+        tokens = open_source(train).tokens
+        assert tokens is not None
+        return tokens.grid
+    if recipe.data.grid is None and codec not in (None, "fit"):
+        return grid_of(*find_framed(codec))
+    return recipe.grid
 
 
 def task_of(recipe: FlatRecipe) -> Task:
     """The task that a recipe is of."""
     if isinstance(recipe, Recipe):
         return Pretraining(recipe)
+    if isinstance(recipe, CodecRecipe):
+        from imagegpt.train.codec_task import CodecTraining
+
+        return CodecTraining(recipe)
     from imagegpt.train.finetuning import Finetuning  # which needs what the other does not
 
     return Finetuning(recipe)  # pyright: ignore[reportArgumentType]

@@ -82,6 +82,7 @@ class Training:
         self.parameters: dict[str, torch.nn.Parameter] = dict(model.named_parameters())
         half = torch.bfloat16 if self._autocast else torch.float32
         self.optimizers = optimizers_of(self.parameters, recipe.optimization, half, rate)
+        self._position = 0
         self.scale = LossScale(recipe.compute.precision == "fp16")
         self.ema: dict[str, torch.Tensor] | None = None
         if recipe.optimization.ema:
@@ -95,6 +96,7 @@ class Training:
             position: number of the batch, which decides on masks and dropout.
             more: what else the objective asks for, one row for each picture.
         """
+        self._position = position
         if self.recipe.dropout:
             key = [self.recipe.optimization.seed, 2, position, self.group.rank]
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
@@ -115,13 +117,17 @@ class Training:
         means = [part / self.group.count for part in self.group.total(*total.reshape(-1).tolist())]
         return Gradient(sum(means), norm, self.scale.overflowed(norm), self.objective.describe(means))
 
-    def step(self, gradient: Gradient, factor: float) -> None:
+    def step(self, gradient: Gradient, factor: float) -> dict[str, float]:
         """Move the weights by the gradient at hand.
 
         Args:
             gradient: what `gradient` returned.
             factor: of the step sizes, from the schedule.
+
+        Returns:
+            What the objective says of its own part in it.
         """
+        told: dict[str, float] = {}
         if not gradient.overflowed:
             limit = self.recipe.optimization.clip
             if limit:
@@ -130,11 +136,14 @@ class Training:
             set_rates(self.optimizers, factor)
             for optimizer in self.optimizers:
                 optimizer.step()
+            told = self.objective.settle((self.recipe.optimization.seed, 5, self._position))
             self._average()
         self.forget()
+        return told
 
     def forget(self) -> None:
-        """Drop the gradient at hand."""
+        """Drop the gradient at hand, and what the objective kept."""
+        self.objective.forget()
         for weight in self.parameters.values():
             weight.grad = None
 

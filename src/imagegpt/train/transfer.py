@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from imagegpt import checkpoint
-from imagegpt.codec.palette import PaletteCodec
-from imagegpt.codec.preprocessor_file import load_palette
+from imagegpt.codec.codec import Codec, grid_of
+from imagegpt.codec.preprocessor_file import load_codec
 from imagegpt.config import ImageGPTConfig
 from imagegpt.errors import InputError
 from imagegpt.model.heads import ImageGPTForImageClassification
@@ -37,13 +37,13 @@ class Pretrained:
         name: as it was given.
         folder: where it lies.
         grid: (height, width) of its ids.
-        codec: its palette.
+        codec: what its ids are of.
     """
 
     name: str
     folder: Path
     grid: tuple[int, int]
-    codec: PaletteCodec
+    codec: Codec
 
     @classmethod
     def open(cls, name: str) -> Pretrained:
@@ -56,14 +56,8 @@ class Pretrained:
         if "quantization_config" in checkpoint.read_config(folder):
             raise InputError(f"{name} is quantised and can't be trained; take the model that it was made of.")
         spec = checkpoint.read_spec(folder)
-        codec, framing = load_palette(folder, spec)
-        grid = framing.height, framing.width
-        if (len(codec), math.prod(grid)) != (spec.num_colors, spec.n_positions):
-            raise InputError(
-                f"{name} has {spec.num_colors} colours and {spec.n_positions} positions, and its preprocessor "
-                f"{len(codec)} colours and a grid of {framing.height} x {framing.width}."
-            )
-        return cls(name, folder, grid, codec)
+        codec, framing = load_codec(folder, spec)
+        return cls(name, folder, grid_of(codec, framing), codec)
 
 
 def network_of(
