@@ -12,6 +12,7 @@ import time
 from statistics import median
 
 import cyclopts
+import numpy as np
 
 from imagegpt.engine.backends import Precision
 from imagegpt.pipeline import ImageGPT
@@ -24,6 +25,22 @@ def seconds_of(model: ImageGPT, pictures: int, seed: int) -> tuple[float, float]
     drawn = time.perf_counter()
     model.decode(result.ids)
     return (drawn - began) / pictures, (time.perf_counter() - drawn) / pictures
+
+
+def codec_rates(model: ImageGPT, pictures: int = 1024) -> dict[str, int]:
+    """Pictures/s of the codec alone, at the model's size; medians of three."""
+    codec = model.codec
+    ids_Bhw = np.random.default_rng(0).integers(0, len(codec), (pictures, *model.grid))
+    pixels_BHWC = codec.decode(ids_Bhw)
+    rates = {}
+    for name, work in (("encode", lambda: codec.encode(pixels_BHWC)), ("decode", lambda: codec.decode(ids_Bhw))):
+        seconds = []
+        for _ in range(4):
+            began = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - began)
+        rates[f"{name}_pictures_per_s"] = round(pictures / median(seconds[1:]))
+    return rates
 
 
 def main(
@@ -51,6 +68,7 @@ def main(
             "ids": models[name].spec.n_positions,
             "ms_a_picture": round(1e3 * median(whole for whole, _ in times), 2),
             "of_it_decoding": round(1e3 * median(decoding for _, decoding in times), 2),
+            **codec_rates(models[name]),
         }
         for name, times in found.items()
     }
