@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from imagegpt.codec.network import NetworkCodec, digest
 from imagegpt.codec.pictures import Framing
 from imagegpt.codec.stored import CONFIG, PUBLISHED, holds_vqmodel
+from imagegpt.codec.vqvae.quantizer import AT_ONCE
 from imagegpt.errors import InputError, MissingExtra, reason
 from imagegpt.files import make_folder
 
-AT_ONCE = 1 << 22  # distances that are in memory together
 # What diffusers raises at files that it can't use.
 BROKEN = (OSError, ValueError, TypeError, LookupError, RuntimeError, AttributeError, ArithmeticError, SafetensorError)
 

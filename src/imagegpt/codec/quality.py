@@ -90,22 +90,26 @@ class Quality:
             encoding leaves; `pictures`, and the `codec`. Without pictures the errors are not a number.
         """
         pictures, dims, squares, absolutes, decibels, same = self._sums
-        total = self._counts_K.sum()
-        parts_K = self._counts_K[self._counts_K > 0] / total
         with np.errstate(invalid="ignore"):  # of no pictures nothing is known
             square, absolute, mean = squares / dims, absolutes / dims, decibels / pictures
-            stable = float(same / total)
+            stable = float(same / self._counts_K.sum())
         return {
             "psnr": float(_decibels(square)),
             "mean_psnr": float(mean),
             "rmse": math.sqrt(square),
             "mae": float(absolute),
-            "used": len(parts_K) / len(self.codec),
-            "perplexity": math.exp(-float((parts_K * np.log(parts_K)).sum())),
+            "used": int((self._counts_K > 0).sum()) / len(self.codec),
+            "perplexity": perplexity(self._counts_K),
             **({"stable": stable} if self.again else {}),
             "codec": self.codec.name,
             "pictures": self.pictures,
         }
+
+
+def perplexity(counts_K: NDArray[np.floating[Any]]) -> float:
+    """exp of the entropy of how often each id occurs: K if all do as often."""
+    parts_K = counts_K[counts_K > 0] / counts_K.sum()
+    return math.exp(-float((parts_K * np.log(parts_K)).sum()))
 
 
 def _decibels(squares: Any) -> Any:

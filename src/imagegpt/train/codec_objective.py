@@ -8,7 +8,6 @@ Shape suffixes: B pictures, T pixels of a picture as ids, HW its pixels, C chann
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from imagegpt.codec.network import WHITE
+from imagegpt.codec.quality import perplexity
 from imagegpt.codec.vqvae.model import VQVAE
 from imagegpt.train.codec_recipe import Codes
 from imagegpt.train.objectives import Loss
@@ -66,7 +67,7 @@ class Reconstruction(Loss):
     def pixels(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Ids that are colours as pixels in [-1, 1], (B, 3, H, W), channels last in memory."""
         levels_BTC = torch.stack([ids_BT >> 16, ids_BT >> 8 & 255, ids_BT & 255], -1)
-        pixels_BHWC = (levels_BTC.float() / 127.5 - 1).unflatten(1, self._size)
+        pixels_BHWC = (levels_BTC.float() / WHITE - 1).unflatten(1, self._size)
         return pixels_BHWC.permute(0, 3, 1, 2)
 
     @torch.no_grad()
@@ -86,8 +87,7 @@ class Reconstruction(Loss):
         quantizer.update(counts_K, sums_KC)
         places_K = np.random.default_rng(key).integers(0, len(vectors_VC) * self._group.count, len(counts_K))
         dead_K = quantizer.revive(self._at(vectors_VC, places_K))
-        parts_K = counts_K[counts_K > 0] / counts_K.sum()
-        return {"perplexity": math.exp(-float((parts_K * parts_K.log()).sum())), "revived": float(dead_K.sum())}
+        return {"perplexity": perplexity(counts_K.cpu().numpy()), "revived": float(dead_K.sum())}
 
     def forget(self) -> None:
         """Drop what the forwards since then put in."""

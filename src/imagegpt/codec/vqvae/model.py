@@ -18,6 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from imagegpt.codec.network import NetworkCodec, digest
+from imagegpt.codec.stored import CONFIG, NETWORK
 from imagegpt.codec.vqvae.config import VQVAEConfig
 from imagegpt.codec.vqvae.layers import decoder, encoder
 from imagegpt.codec.vqvae.quantizer import VectorQuantizer
@@ -25,8 +26,7 @@ from imagegpt.errors import InputError, reason
 from imagegpt.files import make_folder, write_whole
 from imagegpt.tensors import map_tensors, write_tensors
 
-CONFIG, WEIGHTS, FORMAT = "config.json", "model.safetensors", {"format": "pt"}
-FOLDER = "vqvae"  # of a codec that lies in another folder
+WEIGHTS, FORMAT = "model.safetensors", {"format": "pt"}
 
 
 @dataclass
@@ -118,9 +118,9 @@ class VQVAE(NetworkCodec, PreTrainedModel):
 
     def store(self, folder: Path) -> dict[str, Any]:
         """Keep it in a folder of its own in `folder`; see `Codec.store`."""
-        make_folder(folder / FOLDER)
-        self.save(folder / FOLDER)
-        return {FOLDER: FOLDER}
+        make_folder(folder / NETWORK)
+        self.save(folder / NETWORK)
+        return {NETWORK: NETWORK}
 
     def save(self, folder: Path) -> None:
         """Write what `load` and `from_pretrained` read into a folder that is there."""
