@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 OUT := out
 
-.PHONY: demo test slow lint bench clean
+.PHONY: demo browser test slow lint bench clean
 
 # torch first and pinned: the newest build may bring gigabytes of GPU libraries.
 $(VENV)/package: pyproject.toml constraints.txt
@@ -23,7 +23,14 @@ demo: $(VENV)/package
 	$(BIN)/imagegpt complete examples/chelsea.jpg examples/rocket.jpg --out $(OUT)/demo.png
 	@echo "Open $(OUT)/demo.png: input, what the model saw, and what it painted."
 
-test: $(VENV)/dev
+# A browser for the studio's tests, from the system's packages; without one they are skipped, and say so.
+browser:
+	command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	(test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null) || \
+	echo "No Chromium: the studio's browser tests will be skipped."
+
+test: $(VENV)/dev browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 slow: $(VENV)/dev

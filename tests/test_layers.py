@@ -30,6 +30,7 @@ LAYERS = {
     "model": 1,
     "engine": 2,
     "painting": 3,
+    "animation": 3,
     "backbone": 3,
     "pipeline": 3,
     "classifier": 3,
@@ -54,8 +55,8 @@ LAYERS = {
     "convert": 4,
     "hub": 4,
     "studio": 5,
-    "cli": 5,
-    "__main__": 6,
+    "cli": 6,
+    "__main__": 7,
 }
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

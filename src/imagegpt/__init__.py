@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from imagegpt.codec.vqvae.config import VQVAEConfig
     from imagegpt.codec.vqvae.model import VQVAE
     from imagegpt.config import ImageGPTConfig
+    from imagegpt.engine.attention import Attention
     from imagegpt.errors import InputError
     from imagegpt.model.heads import (
         ImageGPTForCausalImageModeling,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from imagegpt.spec import SIZES, ModelSpec
 
 _HOMES = {
+    "Attention": "engine.attention",
     "Classifier": "classifier",
     "ImageGPT": "pipeline",
     "ImageGPTConfig": "config",
@@ -64,6 +66,7 @@ __version__ = _version("imagegpt")
 __all__ = [
     "SIZES",
     "VQVAE",
+    "Attention",
     "Classifier",
     "ImageGPT",
     "ImageGPTConfig",

@@ -27,6 +27,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+HUB_ID = r"[\w.-]+/[\w.-]+"
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "README.md"]
 Heads = Mapping[str, int]
 # Names of the causal masks that files of old releases carry; a mask is no weight.
@@ -50,18 +51,31 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
         return path
     if os.path.exists(path):
         raise InputError(f"{name} is a file; a model is a folder with {CONFIG} and weights.")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+    if not re.fullmatch(HUB_ID, str(name)):
         known = ", ".join(EMBEDDED)
         raise InputError(f"There is no model {str(name)!r}: give {known}, a model folder, or a Hub id like owner/name.")
-    return _fetch(str(name), revision)
+    return fetch_model(str(name), revision)
 
 
-def _fetch(hub_id: str, revision: str | None) -> Path:
+def fetch_model(hub_id: str, revision: str | None = None, small: bool = False) -> Path:
+    """The local folder of a model on the Hugging Face Hub, fetched if it is not there yet.
+
+    Args:
+        hub_id: such as owner/name; a folder of that name does not count.
+        revision: branch, tag or commit.
+        small: only what says what it is, its config and its codec's entries, and no weights.
+
+    Raises:
+        InputError: it is no id, or can't be fetched.
+    """
+    if not re.fullmatch(HUB_ID, hub_id):
+        raise InputError(f"{hub_id!r} is no id on the Hugging Face Hub, which is like owner/name.")
+    files = ["*.json"] if small else HUB_FILES
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=files))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise InputError(
             f"There is no folder {hub_id!r}, and it can't be fetched from the Hugging Face Hub: {reason(error)}"

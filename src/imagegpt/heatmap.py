@@ -52,10 +52,15 @@ def oklab_to_srgb(lab: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-def draw_heatmap(values_HW: NDArray[np.floating], top: float) -> Image.Image:
-    """Numbers as colours, each a square; the scale goes from 0 to `top`, and what lies beyond is drawn as its end."""
+def color_values(values_HW: NDArray[np.floating], top: float) -> Image.Image:
+    """Numbers as colours, a pixel each; the scale goes from 0 to `top`, and what lies beyond is drawn as its end."""
     part_HW = np.clip(np.asarray(values_HW, np.float64) / top, 0, 1)
-    return enlarge(Image.fromarray(uniform_colors()[np.rint(part_HW * (STEPS - 1)).astype(int)]))
+    return Image.fromarray(uniform_colors()[np.rint(part_HW * (STEPS - 1)).astype(int)])
+
+
+def draw_heatmap(values_HW: NDArray[np.floating], top: float) -> Image.Image:
+    """Numbers as colours, each a square; see `color_values`."""
+    return enlarge(color_values(values_HW, top))
 
 
 def draw_scale(top: float, unit: str, height: int = CELL) -> Image.Image:

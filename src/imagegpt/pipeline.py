@@ -15,7 +15,8 @@ from imagegpt import checkpoint
 from imagegpt.backbone import Backbone
 from imagegpt.codec.codec import dims_of
 from imagegpt.codec.masks import read_masks, whole_blocks
-from imagegpt.codec.pictures import Picture, read_pictures
+from imagegpt.codec.pictures import Picture, read_picture, read_pictures
+from imagegpt.engine.attention import Attention, read_place
 from imagegpt.engine.backends import (
     Precision,
     choose_backend,
@@ -271,6 +272,37 @@ class ImageGPT(Backbone):
                 opened = TorchScorer(self.model)
             self._scorer = backend, opened
         return self._scorer[1]
+
+    def attention(self, image: Picture, at: tuple[int, int]) -> Attention:
+        """Where the network looks when it predicts one id of a picture: the share of each other id, by layer and head.
+
+        The network runs in torch, whatever draws; where the precision is int8 it is onnxruntime's, and this is float32.
+
+        Args:
+            image: a picture; see `complete`.
+            at: (row, column) of the id, on the grid of ids, from 0.
+
+        Returns:
+            The shares, and what the network expects at this place; see `Attention`.
+
+        Raises:
+            InputError: a picture that can't be read, no such place, or shares that are no numbers.
+
+        Example:
+            >>> model = ImageGPT.from_pretrained("nano")
+            >>> seen = model.attention(np.zeros((32, 32, 3), np.uint8), (16, 8))
+            >>> seen.weights.shape, seen.start.shape, seen.expected.shape
+            ((8, 3, 32, 32), (8, 3), (512,))
+        """
+        row, column = read_place(at, self.grid)
+        from imagegpt.engine.torch_attention import attend
+
+        ids_BT = self._encode([read_picture(image)])
+        weights_LNT, start, expected = attend(self.model, ids_BT[0], row * self.grid[1] + column)
+        if not all(np.isfinite(each).all() for each in (weights_LNT, start, expected)):
+            raise InputError(f"{self.path} gives attention that is no number in {self.precision}: try fp32.")
+        weights = weights_LNT.reshape(*start.shape, *self.grid)
+        return Attention((row, column), weights, start, expected)
 
     def _paint(self, job: Job, every: int | None = None) -> Iterator[Result]:
         return paint(job, self.backend, self.decode, every)

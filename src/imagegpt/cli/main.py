@@ -41,6 +41,7 @@ app.command("imagegpt.cli.download:download", name="download", help="Fetch OpenA
 app.command("imagegpt.cli.export:export", name="export", help="Write a model in a form that others run: ONNX, torch.")
 app.command("imagegpt.cli.push:push", name="push", help="Put a model on the Hugging Face Hub.")
 app.command("imagegpt.cli.pull:pull", name="pull", help="Fetch a model from the Hugging Face Hub into a folder.")
+app.command("imagegpt.cli.studio:studio", name="studio", help="See and steer a model in a browser.")
 app.command("imagegpt.cli.vqvae:vqvae", name="vqvae", help="Learn codes for blocks of pixels, in a palette's place.")
 app.command("imagegpt.cli.palette:palette", name="palette", help="Fit a palette to your pictures, or look at one.")
 app.command("imagegpt.cli.bench:bench", name="bench", help="Measure how fast this machine is.")

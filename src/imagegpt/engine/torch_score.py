@@ -32,7 +32,6 @@ class TorchScorer:
         else:
             head_DK = torch.from_numpy(np.array(head_KD)).to(model.device, model.dtype).T
             self._logits = lambda states_SD: states_SD @ head_DK
-        self._hides = not getattr(model.config, "is_causal", True)
         self._logits_at_a_time = CPU_LOGITS if model.device.type == "cpu" else GPU_LOGITS
 
     @torch.inference_mode()
@@ -49,11 +48,7 @@ class TorchScorer:
         return surprise_BT, entropy_BT
 
     def _states(self, inputs_BT: torch.Tensor) -> torch.Tensor:
-        trunk = self.model.transformer
-        x_BTD = trunk.wte(inputs_BT)
-        if self._hides:  # SOS stands for a hidden id, of which nothing but its position is seen
-            x_BTD = x_BTD.masked_fill((inputs_BT == self.model.config.spec.sos)[..., None], 0)
-        x_BTD = x_BTD + trunk.wpe.weight
+        trunk, x_BTD = self.model.transformer, embedded(self.model, inputs_BT)
         for block in trunk.h:
             x_BTD, *_ = block(x_BTD)  # no mask: plainly causal, or bidirectional if the model is
         return trunk.ln_f(x_BTD)
@@ -63,3 +58,15 @@ class TorchScorer:
         surprise_S = -log_probs_SK.gather(1, ids_S[:, None])[:, 0]
         # A colour that can't be has probability 0 and a log of minus infinity, whose product is no number.
         return surprise_S, -(log_probs_SK.exp() * log_probs_SK.clamp(min=torch.finfo(torch.float32).min)).sum(1)
+
+
+def embedded(model: Network, inputs_BT: torch.Tensor) -> torch.Tensor:
+    """What the first block reads of inputs, (B, T, D), from the first position on.
+
+    To a bidirectional network SOS stands for a hidden id, of which nothing but its position is seen.
+    """
+    trunk = model.transformer
+    x_BTD = trunk.wte(inputs_BT)
+    if not getattr(model.config, "is_causal", True):
+        x_BTD = x_BTD.masked_fill((inputs_BT == model.config.spec.sos)[..., None], 0)
+    return x_BTD + trunk.wpe.weight[: inputs_BT.shape[1]]

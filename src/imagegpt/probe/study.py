@@ -21,6 +21,7 @@ from imagegpt.errors import InputError, MissingExtra
 from imagegpt.feature_file import Features
 from imagegpt.files import make_folder, write_text
 from imagegpt.painting import Progress
+from imagegpt.probe.curve_file import CURVE
 from imagegpt.probe.linear import Fit, fit_logistic
 from imagegpt.probe.low_data import low_data
 from imagegpt.probe.plot import plot_confusion, plot_curve
@@ -194,12 +195,12 @@ class Study:
 
     def _write(self, curve: Curve) -> None:
         record = {**self._facts(), **curve.as_dict()}
-        write_text(self.out / "curve.json", json.dumps(record, indent=2) + "\n")
+        write_text(self.out / CURVE, json.dumps(record, indent=2) + "\n")
 
     def _done(self) -> dict[str, Row]:
         """The rows of a study with the same facts that lies in the folder already."""
         try:
-            found = json.loads((self.out / "curve.json").read_text(encoding="utf-8"))
+            found = json.loads((self.out / CURVE).read_text(encoding="utf-8"))
             if any(found.get(name) != value for name, value in json.loads(json.dumps(self._facts())).items()):
                 return {}
             return {told["name"]: Row.from_dict(told) for told in found["rows"]}

@@ -1,0 +1,1 @@
+"""The studio: see and steer a model in a browser (extra "studio")."""

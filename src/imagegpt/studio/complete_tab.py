@@ -1,0 +1,120 @@
+"""The tab that completes pictures."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from imagegpt.errors import InputError
+from imagegpt.files import write_whole
+from imagegpt.studio import views
+from imagegpt.studio.drawing import Drawn, Kept, Stage, Wanted, completions, new_folder, shown
+from imagegpt.studio.page import UNSEEN, Page, Seen
+from imagegpt.studio.widgets import new_maps, new_problem, problem
+
+UPPER, PAINTED = "The upper part", "All but what I paint over"
+KEEP = 0.5
+# What the picture shows of these controls is settled in the browser, at once.
+SHOW_KEPT = f"""(how, keep, brush, board) => ({{...board, brush, mode: how === "{PAINTED}" ? "paint" : "look",
+  keep: how === "{PAINTED}" ? null : keep, painted: how === "{PAINTED}" ? board?.painted : null}})"""
+CLEAR = "(board) => ({...board, painted: null})"
+
+
+def build(page: Page) -> None:
+    """Lay the tab out."""
+    gr.Markdown("The model keeps a part of the picture and paints the rest, pixel by pixel, from the top left.")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=220):
+            how = gr.Radio([UPPER, PAINTED], value=UPPER, label="What is kept")
+            keep = gr.Slider(0, 0.99, KEEP, step=0.01, label="Part that is kept, from the top")
+            with gr.Group(visible=False) as painting:
+                brush = gr.Slider(1, 9, 3, step=2, label="Width of the brush")
+                particles = gr.Slider(
+                    1, 32, 8, step=1, label="Histories", info="More fit what is below better, and take longer."
+                )
+                clear = gr.Button("Clear", size="sm")
+            board = new_maps(elem_classes="kept")
+        with gr.Column(scale=2, min_width=280):
+            stage = Stage.build(page, "Complete")
+            with stage.below:
+                onward = gr.Button("Continue from the picked one", size="sm")
+                about_onward = new_problem()
+    page.shows.append((board, _board))
+    settings = [how, keep, brush, board]
+    for control in (how, keep, brush):
+        control.change(None, settings, board, js=SHOW_KEPT, queue=False, api_visibility="private")
+    board.change(None, settings, board, js=SHOW_KEPT, queue=False, api_visibility="private")
+    clear.click(None, board, board, js=CLEAR, queue=False, api_visibility="private")
+    how.change(
+        lambda how: (gr.update(visible=how == PAINTED), gr.update(visible=how == UPPER)),
+        how,
+        [painting, keep],
+        **UNSEEN,
+    )
+    inputs = [page.photo, page.model, how, keep, particles, board, *stage.controls]
+    stage.wire(page, _handler(page), inputs)
+    onward.click(_onward(page), [stage.state, stage.samples, keep], [page.photo, keep, about_onward], **UNSEEN)
+
+
+def _board(seen: Seen) -> dict[str, Any]:
+    """What is kept of a new picture, before anybody has painted."""
+    shown = views.picture("The picture, and what is kept of it", "The picture as the model sees it.", seen.image)
+    return views.maps(seen.model.grid, [shown], keep=KEEP, brush=3, hint="")
+
+
+def _handler(page: Page) -> Any:
+    async def complete(
+        photo: Any,
+        name: Any,
+        how: Any,
+        keep: Any,
+        particles: Any,
+        board: Any,
+        count: Any,
+        temperature: Any,
+        top_k: Any,
+        top_p: Any,
+        seed: Any,
+        request: gr.Request,
+    ) -> AsyncIterator[Any]:
+        try:
+            wanted = Wanted.read(count, temperature, top_k, top_p, seed)
+            painted = (board or {}).get("painted") if how == PAINTED else None
+            if how == PAINTED and not painted:
+                raise InputError("Paint over the part of the picture that the model shall draw anew.")
+            kept = Kept.read(keep, painted, particles)
+        except InputError as error:
+            yield gr.skip(), gr.skip(), gr.skip(), problem(str(error))
+            return
+        steps = shown(page.studio, request, name, lambda: completions(page.studio, name, photo, kept, wanted))
+        try:
+            async for step in steps:
+                yield step
+        finally:
+            await steps.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+
+    return complete
+
+
+def _onward(page: Page) -> Any:
+    async def onward(drawn: Drawn | None, samples: Any, keep: Any, request: gr.Request) -> Any:
+        picked = (samples or {}).get("picked")
+        if drawn is None or not isinstance(picked, int) or not 0 <= picked < len(drawn.ids):
+            return gr.skip(), gr.skip(), problem("Pick a picture first: click one that was drawn.")
+
+        def write() -> str:
+            path = new_folder() / "picked.png"
+            image = page.studio.catalogue.open(drawn.model).decode(drawn.ids[picked : picked + 1])[0]
+            write_whole(path, image.save)
+            return str(path)
+
+        ids_T = drawn.ids[picked]
+        complete = bool((ids_T >= 0).all())
+        # What was stopped goes on where it stopped.
+        part = keep if complete else int(np.flatnonzero(ids_T < 0)[0]) / len(ids_T)
+        return await page.studio.run(request, write), part, problem()
+
+    return onward

@@ -1,0 +1,281 @@
+"""Pictures on their way: what both tabs that draw ask of the pipeline, show, and hand out as files."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio.components import Component
+from gradio.utils import get_upload_folder
+from numpy.typing import NDArray
+
+from imagegpt.animation import drawing_frames, write_gif
+from imagegpt.errors import InputError
+from imagegpt.files import write_whole
+from imagegpt.painting import Result
+from imagegpt.pipeline import ImageGPT
+from imagegpt.sheet import enlarge, sample_sheet
+from imagegpt.studio import views
+from imagegpt.studio.page import UNSEEN, Page, Studio, read_photo
+from imagegpt.studio.widgets import new_problem, new_samples, problem
+
+MOST_SEED = 2**32 - 1
+KEPT_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a session has drawn last.
+
+    Args:
+        model: the name of the one that drew.
+        ids: (samples, T), -1 where nothing is drawn yet.
+        known: (samples, T): which ids were given.
+        seed: with which the same is drawn again.
+    """
+
+    model: str
+    ids: NDArray[np.int64]
+    known: NDArray[np.bool_]
+    seed: int | list[int]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How pictures are to be drawn, as the controls say it.
+
+    Args:
+        count: how many.
+        temperature: see `imagegpt.engine.warp.Sampling`.
+        top_k: 0 for all colours.
+        top_p: 1 for all colours.
+        seed: -1 for a new one.
+    """
+
+    count: int = 4
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = -1
+
+    @classmethod
+    def read(cls, count: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any) -> Wanted:
+        """What the controls hold, which a client may have filled with anything.
+
+        Raises:
+            InputError: something that is no such number.
+        """
+        asked = cls(
+            _whole("num", count),
+            _number("temperature", temperature),
+            _whole("top_k", top_k),
+            _number("top_p", top_p),
+            _whole("seed", seed),
+        )
+        if not -1 <= asked.seed <= MOST_SEED:
+            raise InputError(f"seed must be 0 to {MOST_SEED}, or -1 for a new one, not {seed}.")
+        return asked
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of `ImageGPT.stream`."""
+        return {
+            "temperature": self.temperature,
+            "top_k": self.top_k or None,
+            "top_p": None if self.top_p == 1 else self.top_p,
+            "seed": None if self.seed < 0 else self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a picture.
+
+    Args:
+        part: from the top, where nothing is painted.
+        painted: 0 or 1 for each square of the grid, 1 where the model shall paint; `None` for `part`.
+        particles: histories of each sample, where something is painted.
+    """
+
+    part: float = 0.5
+    painted: str | None = None
+    particles: int = 1
+
+    @classmethod
+    def read(cls, part: Any, painted: Any, particles: Any) -> Kept:
+        """What the controls hold; see `Wanted.read`."""
+        return cls(_number("keep", part), painted or None, _whole("particles", particles))
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"{name} must be a number, not {value!r}.")
+    return float(value)
+
+
+def _whole(name: str, value: Any) -> int:
+    if _number(name, value) != int(value):
+        raise InputError(f"{name} must be a whole number, not {value!r}.")
+    return int(value)
+
+
+def completions(studio: Studio, name: str, photo: Any, kept: Kept, wanted: Wanted) -> Iterator[Result]:
+    """Complete a picture, row by row.
+
+    Raises:
+        InputError: a picture, a mask or a number that can't be used.
+    """
+    studio.limits.check_samples(wanted.count)
+    picture, model = read_photo(photo), studio.catalogue.open(name)
+    options = wanted.options()
+    if kept.painted is None:
+        options["keep"] = kept.part
+    else:
+        options["mask"] = views.mask_of(kept.painted, model.grid, model.codec.factor)
+        options["particles"] = kept.particles
+        if kept.particles * wanted.count > studio.limits.rows:
+            raise InputError(
+                f"{wanted.count} pictures of {kept.particles} histories each are more than {studio.limits.rows} rows: "
+                "choose fewer."
+            )
+    return model.stream(picture, num_samples=wanted.count, **options)
+
+
+def samples(studio: Studio, name: str, wanted: Wanted) -> Iterator[Result]:
+    """Draw pictures from nothing, row by row; see `completions`."""
+    studio.limits.check_samples(wanted.count)
+    return studio.catalogue.open(name).stream(n=wanted.count, **wanted.options())
+
+
+async def shown(
+    studio: Studio, request: gr.Request, name: str, start: Callable[[], Iterator[Result]]
+) -> AsyncIterator[tuple[Any, Any, Any, str]]:
+    """Draw, and tell what `Stage`'s components show on the way: samples, what is drawn, files, and a problem."""
+    began = time.perf_counter()
+    before = studio.turns.waiting if studio.turns.running >= studio.limits.running else None
+    line = "Starting." if before is None else f"Waiting: {before + 1} requests come first."
+    yield {"pictures": [], "status": line, "picked": None}, None, gr.update(value=None, visible=False), problem()
+    results = studio.stream(request, start)
+    try:
+        async for result in results:
+            done = bool((result.ids >= 0).all())
+            told = f"Done in {time.perf_counter() - began:.1f} s." if done else f"{(result.ids >= 0).mean():.0%} drawn."
+            known = result.known.repeat(len(result.ids) // len(result.known), 0)
+            state = Drawn(name, result.ids, known, result.seed)
+            yield views.samples(result, f"{told} Seed {result.seed}."), state, gr.skip(), problem()
+    except InputError as error:
+        yield gr.skip(), gr.skip(), gr.skip(), problem(str(error))
+    finally:
+        await results.aclose()  # pyright: ignore[reportAttributeAccessIssue] - now, not when it is collected
+
+
+def write_files(folder: Path, model: ImageGPT, drawn: Drawn) -> list[str]:
+    """Write a sheet, single pictures and a GIF of the drawing order into a folder; their paths.
+
+    Args:
+        folder: is there.
+        model: that drew.
+        drawn: what it drew, perhaps not to the end.
+    """
+    images = model.decode(drawn.ids)
+    written = [folder / "sheet.png", *(folder / f"sample-{number}.png" for number in range(1, len(images) + 1))]
+    for path, image in zip(written, [sample_sheet(images), *map(enlarge, images)], strict=True):
+        write_whole(path, image.save)
+    frames = drawing_frames(model.decode, drawn.ids, drawn.known, model.grid[1])
+    write_gif(folder / "drawing.gif", map(sample_sheet, frames))
+    return [str(path) for path in (*written, folder / "drawing.gif")]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The components around a drawing, the same in both tabs."""
+
+    samples: gr.HTML
+    state: gr.State
+    files: gr.File
+    problem: gr.HTML
+    draw: gr.Button
+    stop: gr.Button
+    below: gr.Column
+    controls: list[Component]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `shown` fills."""
+        return [self.samples, self.state, self.files, self.problem]
+
+    @classmethod
+    def build(cls, page: Page, verb: str) -> Stage:
+        """Lay the components out."""
+        with gr.Row():
+            draw = gr.Button(verb, variant="primary", min_width=120)
+            stop = gr.Button("Stop", variant="stop", min_width=80, interactive=False)
+        told = new_problem()
+        shown = new_samples(elem_classes="stage")
+        with gr.Column() as below:
+            pass  # a tab may put something right under the pictures
+        with gr.Accordion("How to draw", open=False):
+            controls = _controls(page)
+        files = gr.File(
+            label="Download: sheet, single pictures, GIF of the drawing order", file_count="multiple", visible=False
+        )
+        return cls(shown, gr.State(), files, told, draw, stop, below, controls)
+
+    def wire(self, page: Page, draw: Callable[..., Any], inputs: list[Any]) -> None:
+        """Make the buttons work: `draw` is an event's handler for `inputs`, and yields what `outputs` show."""
+        quick: dict[str, Any] = {**UNSEEN, "queue": False}
+        began = gr.update(interactive=False), gr.update(interactive=True)
+        self.draw.click(lambda: began, None, self._buttons, **quick)
+        drawing = self.draw.click(draw, inputs, self.outputs, **UNSEEN)
+        self.stop.click(None, None, None, cancels=[drawing], api_visibility="private")
+        # Also after it was stopped: what is drawn by then is handed out.
+        ended = drawing.then(lambda: began[::-1], None, self._buttons, **quick)
+        ended.then(self._files(page), self.state, self.files, **UNSEEN)
+
+    @property
+    def _buttons(self) -> list[gr.Button]:
+        return [self.draw, self.stop]
+
+    def _files(self, page: Page) -> Callable[..., Any]:
+        async def files(drawn: Drawn | None, request: gr.Request) -> Any:
+            if drawn is None:
+                return gr.update(value=None, visible=False)
+            folder = new_folder()
+
+            def write() -> list[str]:
+                return write_files(folder, page.studio.catalogue.open(drawn.model), drawn)
+
+            return gr.update(value=await page.studio.run(request, write), visible=True)
+
+        return files
+
+
+def new_folder() -> Path:
+    """A folder for files that are handed out, beside Gradio's own; those handed out more than an hour ago go."""
+    parent = Path(get_upload_folder()) / "made"
+    parent.mkdir(parents=True, exist_ok=True)
+    for old in parent.iterdir():
+        with suppress(FileNotFoundError):  # another request may be at it
+            if time.time() - old.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(dir=parent))
+
+
+def _controls(page: Page) -> list[Component]:
+    most = page.studio.limits.samples
+    count = gr.Slider(1, most, Wanted.count, step=1, label="Pictures")
+    temperature = gr.Slider(
+        0, 2, 1, step=0.05, label="Temperature", info="Below 1 is safer, above 1 wilder; 0 takes the likeliest colour."
+    )
+    top_k = gr.Slider(0, 512, 0, step=1, label="Top-k", info="Only the k likeliest colours; 0 for all.")
+    top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Only the likeliest with this probability; 1 for all.")
+    seed = gr.Number(-1, precision=0, label="Seed", info="The same seed gives the same pictures; -1 for a new one.")
+    return [count, temperature, top_k, top_p, seed]
