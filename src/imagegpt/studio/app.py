@@ -36,6 +36,7 @@ SWEEP = (600, 3600)  # seconds: how often uploads are looked through, and how ol
 def build_app(studio: Studio) -> gr.Blocks:
     """The page over a studio, not yet served."""
     with gr.Blocks(title="imagegpt studio", analytics_enabled=False, fill_width=True, delete_cache=SWEEP) as app:
+        api.build(studio)  # first, so that its names are free
         gr.Markdown("# imagegpt studio\nImageGPT predicts the next pixel. Watch it draw, and see what it looks at.")
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
@@ -55,7 +56,6 @@ def build_app(studio: Studio) -> gr.Blocks:
                 for name, tab in TABS.items():
                     with gr.Tab(name):
                         tab.build(page)
-        api.build(studio)
         outputs = [about, *(component for component, _ in page.shows)]
         gr.on(
             [photo.change, model.change, app.load],
