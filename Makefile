@@ -27,7 +27,7 @@ demo: $(VENV)/package
 browser:
 	command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 	(test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null) || \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null) || \
 	echo "No Chromium: the studio's browser tests will be skipped."
 
 test: $(VENV)/dev browser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import webbrowser
@@ -78,11 +79,12 @@ def studio(
     how = {"device": device, "precision": precision, "backend": backend}
     opened = studio_of(model or ["nano"], models or [], hub, data or [], probe, limits, **how)
     with serving(opened, host, port, users) as address:
-        Console(soft_wrap=True).print(f"The studio is at {address} - Ctrl-C ends it.", highlight=False)
-        sys.stdout.flush()
-        if open_:
-            webbrowser.open(address)
         try:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the files of the day would stay
+            Console(soft_wrap=True).print(f"The studio is at {address} - Ctrl-C ends it.", highlight=False)
+            sys.stdout.flush()
+            if open_:
+                webbrowser.open(address)
             threading.Event().wait()
         except KeyboardInterrupt:
             return

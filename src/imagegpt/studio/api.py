@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, closing
 from typing import Any
 
 import gradio as gr
 
 from imagegpt.errors import InputError
 from imagegpt.files import write_whole
+from imagegpt.painting import Result
 from imagegpt.studio.drawing import Kept, Wanted, completions, new_folder, samples
 from imagegpt.studio.page import Studio
 from imagegpt.studio.surprise_tab import surprise_of
+
+EVERY = 0.5  # seconds between two reports on a drawing
 
 
 def build(studio: Studio) -> None:
@@ -43,24 +49,28 @@ def build(studio: Studio) -> None:
         seed: int,
         model: str,
         request: gr.Request,
-    ) -> Any:
+    ) -> AsyncIterator[Any]:
         """Complete a picture: keep the part `keep` from the top, or what `mask` says, and paint the rest."""
 
         def start() -> Any:
             asked = Wanted.read(num, temperature, top_k, top_p, seed)
             return completions(studio, model, image, Kept.read(keep, mask, particles), asked)
 
-        return await _drawn(studio, request, model, start)
+        async with aclosing(_drawn(studio, request, model, start)) as told:
+            async for each in told:
+                yield each
 
     async def sample(
         num: int, temperature: float, top_k: int, top_p: float, seed: int, model: str, request: gr.Request
-    ) -> Any:
+    ) -> AsyncIterator[Any]:
         """Draw pictures from nothing."""
 
         def start() -> Any:
             return samples(studio, model, Wanted.read(num, temperature, top_k, top_p, seed))
 
-        return await _drawn(studio, request, model, start)
+        async with aclosing(_drawn(studio, request, model, start)) as told:
+            async for each in told:
+                yield each
 
     async def surprise(image: Any, model: str, request: gr.Request) -> Any:
         """How likely a picture is, and the surprise at each of its ids in nats, row by row."""
@@ -77,25 +87,39 @@ def build(studio: Studio) -> None:
     ask.click(lambda: studio.catalogue.names, None, facts, api_name="models", **how)
 
 
-async def _drawn(studio: Studio, request: gr.Request, name: str, start: Any) -> Any:
-    """Draw to the end: the pictures' files, in the grid's own size, and what made them."""
-    results, result = studio.stream(request, start), None
+async def _drawn(studio: Studio, request: gr.Request, name: str, start: Any) -> AsyncGenerator[Any, None]:
+    """Draw to the end: the pictures' files, in the grid's own size, and what made them.
+
+    How far it is comes before that. Gradio learns then whether the client still listens, and stops this if not.
+    """
+
+    def draw() -> Iterator[tuple[Result, list[str]]]:
+        with closing(start()) as results:
+            result = None
+            for result in results:
+                yield result, []
+            if result is not None:
+                yield result, _write(result)
+
+    results, told = studio.stream(request, draw), time.monotonic()
     try:
-        async for drawn in results:
-            result = drawn
+        async for result, written in results:
+            if written:
+                facts = {"model": name, "seed": result.seed, "given": result.given, "ids": result.ids.tolist()}
+                yield written, facts
+            elif time.monotonic() > told + EVERY:
+                yield None, {"drawn": round(float((result.ids >= 0).mean()), 3)}
+                told = time.monotonic()
     except InputError as error:
         raise gr.Error(str(error), print_exception=False) from None
     finally:
         await results.aclose()  # pyright: ignore[reportAttributeAccessIssue]
-    assert result is not None
 
-    def write() -> list[str]:
-        folder = new_folder()
-        paths = [folder / f"{number}.png" for number in range(1, len(result.ids) + 1)]
-        images = [image for images in result.images for image in images]
-        for path, image in zip(paths, images, strict=True):
-            write_whole(path, image.save)
-        return [str(path) for path in paths]
 
-    written = await studio.run(request, write)
-    return written, {"model": name, "seed": result.seed, "given": result.given, "ids": result.ids.tolist()}
+def _write(result: Result) -> list[str]:
+    folder = new_folder()
+    images = [image for images in result.images for image in images]
+    paths = [folder / f"{number}.png" for number in range(1, len(images) + 1)]
+    for path, image in zip(paths, images, strict=True):
+        write_whole(path, image.save)
+    return [str(path) for path in paths]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -18,7 +20,7 @@ from imagegpt.studio import (
     surprise_tab,
 )
 from imagegpt.studio.page import UNSEEN, Page, Seen, Studio, look, read_photo
-from imagegpt.studio.widgets import ASSETS, new_problem, problem
+from imagegpt.studio.widgets import ASSETS, asset, new_problem, problem
 
 TABS = {
     "Complete": complete_tab,
@@ -47,10 +49,15 @@ def build_app(studio: Studio) -> gr.Blocks:
                     type="filepath",
                     sources=["upload", "webcam", "clipboard"],
                     label="Picture",
+                    alt_text="The picture that is chosen.",
                     height=260,
                 )
-                about = new_problem("about-photo")
-                gr.Examples(EXAMPLES, photo, label="Examples", api_visibility="private")
+                about = new_problem("about-photo", js_on_load=asset("photo.js"), most=studio.limits.upload)
+                photo.clear(problem, None, about, **UNSEEN)
+                with gr.Row(elem_classes="examples"):
+                    for path in EXAMPLES:
+                        example = gr.Button(Path(path).stem, icon=path, size="sm", min_width=100)
+                        example.click(partial(str, path), None, photo, **UNSEEN)
             with gr.Column(scale=3, min_width=300), gr.Tabs():
                 page = Page(studio, model, photo)
                 for name, tab in TABS.items():
@@ -76,7 +83,7 @@ def _looking(page: Page) -> Any:
             return look(page.studio.catalogue.open(name), picture)
 
         if not photo:
-            return [problem(), *(gr.skip() for _ in page.shows)]
+            return [gr.skip() for _ in (None, *page.shows)]  # also while a file is on its way
         try:
             seen = await page.studio.run(request, see)
         except InputError as error:

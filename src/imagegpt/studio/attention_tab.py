@@ -12,7 +12,7 @@ from imagegpt.engine.attention import Attention
 from imagegpt.errors import InputError
 from imagegpt.studio import views
 from imagegpt.studio.page import UNSEEN, Page, Seen, Studio, read_photo
-from imagegpt.studio.widgets import new_maps, new_problem, problem
+from imagegpt.studio.widgets import new_maps, new_problem, nothing, problem
 
 COLORS = 5  # that are told as the likeliest
 
@@ -58,7 +58,7 @@ def heads(found: Attention, layer: int) -> dict[str, Any]:
 
 def likeliest(found: Attention, layer: int, colors_K3: NDArray[np.uint8]) -> str:
     """The share of the start token, and the ids that the model held likeliest at the place."""
-    start = " ".join(f"{100 * share:.1f} %" for share in np.asarray(found.start[layer - 1])[found.heads[layer - 1]])
+    start = ", ".join(f"{100 * share:.1f} %" for share in np.asarray(found.start[layer - 1])[found.heads[layer - 1]])
     swatches = "".join(
         f'<span class="likely"><span class="swatch" style="background: rgb{tuple(colors_K3[index].tolist())}"></span>'
         f"id {index}: {100 * found.expected[index]:.1f} %</span>"
@@ -81,12 +81,12 @@ def build(page: Page) -> None:
             about = new_problem()
         with gr.Column(scale=2, min_width=280):
             maps, words = new_maps(elem_classes="heads"), gr.HTML()
-    page.shows.extend([(board, _board), (layer, _layers)])
+    page.shows.extend([(board, _board), (layer, _layers), (maps, nothing), (words, nothing), (about, nothing)])
 
     async def show(photo: Any, name: Any, told: Any, layer: Any, request: gr.Request) -> Any:
         index = (told or {}).get("at")
-        if not isinstance(index, int):
-            return gr.skip(), gr.skip(), problem("Click a pixel of the picture first.")
+        if not isinstance(index, int):  # another layer, before a pixel was picked
+            return gr.skip(), gr.skip(), problem()
         try:
             found, colors = await page.studio.run(request, lambda: attention_of(page.studio, name, photo, index))
             return heads(found, int(layer)), likeliest(found, int(layer), colors), problem()
@@ -95,7 +95,7 @@ def build(page: Page) -> None:
 
     inputs, outputs = [page.photo, page.model, board, layer], [maps, words, about]
     board.select(show, inputs, outputs, **UNSEEN)
-    layer.release(show, inputs, outputs, **UNSEEN)
+    layer.change(show, inputs, outputs, trigger_mode="always_last", **UNSEEN)
 
 
 def _board(seen: Seen) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,8 @@ class Catalogue:
     @property
     def names(self) -> list[str]:
         """What is offered: the models that were named, and those in the roots."""
-        found = [str(config.parent) for root in self._roots for config in sorted(root.glob(f"*/{checkpoint.CONFIG}"))]
+        folders = [config.parent for root in self._roots for config in sorted(root.glob(f"*/{checkpoint.CONFIG}"))]
+        found = [str(folder) for folder in folders if self._is_within(folder.resolve())]
         return [*self._named, *(name for name in found if name not in self._named)]
 
     @property
@@ -121,30 +124,35 @@ class Catalogue:
         """
         folder = checkpoint.fetch_model(name) if self._is_hub_id(name) else self._find(name)
         if folder not in self._open:
+            needed = self.describe(name).memory
             while len(self._open) >= self._limits.models:
                 self._open.popitem(last=False)
-            needed = self.describe(name)
-            if not needed.fits:
-                raise InputError(
-                    f"{name} needs {_size(needed.memory)} of memory and {_size(needed.free)} are free: choose another."
-                )
+            if needed > (free := free_memory()):
+                raise InputError(f"{name} needs {_size(needed)} of memory and {_size(free)} are free: choose another.")
             self._open[folder] = ImageGPT(folder, **self._how)
         self._open.move_to_end(folder)
         return self._open[folder]
 
     def _is_hub_id(self, name: str) -> bool:
-        return self.hub and name not in self._named and re.fullmatch(checkpoint.HUB_ID, name) is not None
+        asked = self.hub and isinstance(name, str) and name not in self._named
+        return asked and re.fullmatch(checkpoint.HUB_ID, name) is not None
+
+    def _is_within(self, folder: Path) -> bool:
+        return any(folder.is_relative_to(root) for root in self._roots)
 
     def _find(self, name: str) -> Path:
         """The folder of a name that is not on the Hub.
 
         What lies outside of the roots is answered as what is not there, so that nobody learns what there is.
         """
+        if not isinstance(name, str):  # a client may say anything
+            raise InputError(f"A model has a name, which {reprlib.repr(name)} is not.")
         if name in self._named:
             return self._named[name]
-        folder = Path(name).resolve()  # after links, so that none leads out of a root
-        if any(folder.is_relative_to(root) for root in self._roots) and folder.is_dir():
-            return folder
+        with suppress(OSError, RuntimeError, ValueError):  # no name of a folder at all
+            folder = Path(name).resolve()  # after links, so that none leads out of a root
+            if self._is_within(folder) and folder.is_dir():
+                return folder
         within = f" in {', '.join(map(str, self._roots))}" if self._roots else ""
         told = f"choose one of {', '.join(self.names)}" + (", or an id on the Hub" if self.hub else "")
         raise InputError(f"There is no model {name!r}{within}: {told}.")

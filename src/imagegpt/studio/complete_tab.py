@@ -13,7 +13,7 @@ from imagegpt.files import write_whole
 from imagegpt.studio import views
 from imagegpt.studio.drawing import Drawn, Kept, Stage, Wanted, completions, new_folder, shown
 from imagegpt.studio.page import UNSEEN, Page, Seen
-from imagegpt.studio.widgets import new_maps, new_problem, problem
+from imagegpt.studio.widgets import new_maps, new_problem, nothing, problem
 
 UPPER, PAINTED = "The upper part", "All but what I paint over"
 KEEP = 0.5
@@ -29,7 +29,7 @@ def build(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=220):
             how = gr.Radio([UPPER, PAINTED], value=UPPER, label="What is kept")
-            keep = gr.Slider(0, 0.99, KEEP, step=0.01, label="Part that is kept, from the top")
+            keep = gr.Slider(0, 0.99, KEEP, step=0.01, label="Part that is kept")
             with gr.Group(visible=False) as painting:
                 brush = gr.Slider(1, 9, 3, step=2, label="Width of the brush")
                 particles = gr.Slider(
@@ -42,7 +42,7 @@ def build(page: Page) -> None:
             with stage.below:
                 onward = gr.Button("Continue from the picked one", size="sm")
                 about_onward = new_problem()
-    page.shows.append((board, _board))
+    page.shows.extend([(board, _board), (stage.problem, nothing), (about_onward, nothing)])
     settings = [how, keep, brush, board]
     for control in (how, keep, brush):
         control.change(None, settings, board, js=SHOW_KEPT, queue=False, api_visibility="private")
@@ -83,7 +83,7 @@ def _handler(page: Page) -> Any:
         try:
             wanted = Wanted.read(count, temperature, top_k, top_p, seed)
             painted = (board or {}).get("painted") if how == PAINTED else None
-            if how == PAINTED and not painted:
+            if how == PAINTED and not (isinstance(painted, str) and "1" in painted):
                 raise InputError("Paint over the part of the picture that the model shall draw anew.")
             kept = Kept.read(keep, painted, particles)
         except InputError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 import shutil
 import tempfile
 import time
@@ -116,9 +117,10 @@ class Kept:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{name} must be a number, not {value!r}.")
-    return float(value)
+    with suppress(OverflowError):  # of a whole number that is too large
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    raise InputError(f"{name} must be a number, not {reprlib.repr(value)}.")
 
 
 def _whole(name: str, value: Any) -> int:
@@ -225,7 +227,10 @@ class Stage:
         with gr.Accordion("How to draw", open=False):
             controls = _controls(page)
         files = gr.File(
-            label="Download: sheet, single pictures, GIF of the drawing order", file_count="multiple", visible=False
+            label="Download: sheet, single pictures, GIF of the drawing order",
+            file_count="multiple",
+            interactive=False,
+            visible=False,
         )
         return cls(shown, gr.State(), files, told, draw, stop, below, controls)
 
@@ -238,7 +243,7 @@ class Stage:
         self.stop.click(None, None, None, cancels=[drawing], api_visibility="private")
         # Also after it was stopped: what is drawn by then is handed out.
         ended = drawing.then(lambda: began[::-1], None, self._buttons, **quick)
-        ended.then(self._files(page), self.state, self.files, **UNSEEN)
+        ended.then(self._files(page), self.state, [self.files, self.problem], **UNSEEN)
 
     @property
     def _buttons(self) -> list[gr.Button]:
@@ -247,13 +252,15 @@ class Stage:
     def _files(self, page: Page) -> Callable[..., Any]:
         async def files(drawn: Drawn | None, request: gr.Request) -> Any:
             if drawn is None:
-                return gr.update(value=None, visible=False)
-            folder = new_folder()
+                return gr.update(value=None, visible=False), gr.skip()
 
             def write() -> list[str]:
-                return write_files(folder, page.studio.catalogue.open(drawn.model), drawn)
+                return write_files(new_folder(), page.studio.catalogue.open(drawn.model), drawn)
 
-            return gr.update(value=await page.studio.run(request, write), visible=True)
+            try:
+                return gr.update(value=await page.studio.run(request, write), visible=True), gr.skip()
+            except InputError as error:
+                return gr.skip(), problem(f"There are no files of this drawing. {error}")
 
         return files
 

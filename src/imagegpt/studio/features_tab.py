@@ -24,7 +24,7 @@ from imagegpt.probe.plane import neighbour_plane, principal_plane
 from imagegpt.probe.sweep import Curve
 from imagegpt.studio import views
 from imagegpt.studio.page import UNSEEN, Page, Seen, Studio, paths_of, read_photo
-from imagegpt.studio.widgets import new_problem, problem
+from imagegpt.studio.widgets import new_problem, nothing, problem
 
 NEIGHBOURS = 8
 BATCH = 16  # pictures between two turns
@@ -65,7 +65,7 @@ def gather(studio: Studio, model: ImageGPT, source: Source, layer: int) -> Itera
     total = min(len(source), studio.limits.pictures)
     names, images, skipped, found = [], [], [], []
     for batch in read_ids(source, model.codec, model.framing, "skip", 0, total, batch=BATCH):
-        skipped += batch.skipped
+        skipped += map(_by_name, batch.skipped)
         if len(batch):
             names += [Path(name).name for name in batch.names]
             images += model.decode(batch.ids_BT)
@@ -74,6 +74,12 @@ def gather(studio: Studio, model: ImageGPT, source: Source, layer: int) -> Itera
             yield Gathered(list(names), list(images), np.concatenate(found), total, list(skipped))
     if not found:
         raise InputError(f"None of the {total} pictures can be read: {skipped[0] if skipped else 'there are none'}")
+
+
+def _by_name(sentence: str) -> str:
+    """A sentence on a file, which is called by its own name: where it lies is the server's business."""
+    path, colon, told = sentence.partition(": ")
+    return Path(path).name + colon + told
 
 
 def source_of(studio: Studio, offered: str | None, uploaded: Any) -> Source:
@@ -165,7 +171,7 @@ def build(page: Page) -> None:
             near, plane = gr.HTML(), gr.HTML()
             if studio.curve is not None:
                 gr.HTML(curve_html(studio.curve))
-    page.shows.append((layer, _layers))
+    page.shows.extend([(layer, _layers), *((each, nothing) for each in (near, plane, status, about))])
 
     async def find(
         photo: Any,

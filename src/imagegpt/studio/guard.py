@@ -1,11 +1,13 @@
-"""What stands before Gradio: rules for the browser, and no request that makes the server ask somebody else."""
+"""What stands before Gradio: rules for the browser, a door, and no request that makes the server ask somebody else."""
 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from gradio_client.utils import is_http_url_like
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +23,14 @@ HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 MOST_BYTES = 8 << 20  # of a question; pictures are uploaded before it, and named in it
+# What who has not logged in may have: the way in, and files of the front end's own. Gradio asks itself for the last.
+OPEN = re.compile(
+    r"/|/login/?|/(assets|static|svelte)/.*|/(gradio_api/)?theme\.css|/favicon\.ico|/manifest\.json"
+    r"|/gradio_api/startup-events"
+)
+FUNCTIONS = re.compile(rb"window\.gradio_api_info = .*?;(?=</script>)", re.DOTALL)
+FETCHES_NOTHING = JSONResponse({"detail": "Upload the file: addresses are not fetched."}, 400)
+UNKNOWN = JSONResponse({"detail": {"error": "Not authenticated", "auth_message": None}}, 401)
 
 
 class Guard:
@@ -43,31 +53,69 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             await send(message)
 
+        answer: Send = with_headers
+        if "://" in scope["path"]:  # of a file or a page that Gradio would fetch
+            return await FETCHES_NOTHING(scope, receive, answer)
+        if _is_stranger(scope):
+            if not OPEN.fullmatch(scope["path"]):
+                return await UNKNOWN(scope, receive, answer)
+            if scope["path"] == "/":
+                answer = _without_functions(answer)
         if _asks(scope):
             body = await _body(receive)
             refused = _refusal(body)
             if refused is not None:
-                return await refused(scope, receive, with_headers)
+                return await refused(scope, receive, answer)
             receive = _again(body or b"", receive)
-        await self._app(scope, receive, with_headers)
+        await self._app(scope, receive, answer)
 
 
 def _asks(scope: Scope) -> bool:
     """Whether this is a question in JSON, and no upload."""
-    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
-    return scope["method"] == "POST" and not any(kind.startswith(b"multipart/") for kind in kinds)
+    kinds = [value for name, value in scope["headers"] if name == b"content-type"]  # the first is what Gradio goes by
+    return scope["method"] == "POST" and not (kinds and kinds[0].startswith(b"multipart/"))
+
+
+def _is_stranger(scope: Scope) -> bool:
+    """Whether this comes from somebody who has not logged in, where that is asked for."""
+    app = scope.get("app")
+    if app is None or app.auth is None:
+        return False
+    cookies = HTTPConnection(scope).cookies
+    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")  # as Gradio calls them
+    return not any(name in cookies and cookies[name] in app.tokens for name in names)
+
+
+def _without_functions(send: Send) -> Send:
+    """A `send` that leaves out of the page that asks for a name what Gradio tells there of the functions behind it."""
+    start: Message = {}
+    page = bytearray()
+
+    async def sent(message: Message) -> None:
+        nonlocal start
+        if message["type"] == "http.response.start":
+            start = message
+            return
+        page.extend(message.get("body", b""))
+        if not message.get("more_body"):
+            body = FUNCTIONS.sub(b"", bytes(page))
+            headers = [(name, value) for name, value in start["headers"] if name != b"content-length"]
+            await send({**start, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
+            await send({"type": "http.response.body", "body": body})
+
+    return sent
 
 
 async def _body(receive: Receive) -> bytes | None:
     """The whole body; `None` of one that is too large."""
-    body = b""
+    body = bytearray()
     while True:
         message = await receive()
         body += message.get("body", b"")
         if len(body) > MOST_BYTES:
             return None
         if not message.get("more_body"):
-            return body
+            return bytes(body)
 
 
 def _refusal(body: bytes | None) -> JSONResponse | None:
@@ -79,7 +127,7 @@ def _refusal(body: bytes | None) -> JSONResponse | None:
     except (ValueError, RecursionError):
         return None  # Gradio says what is wrong with it; a form is none of ours
     if _has_address(told):
-        return JSONResponse({"detail": "Upload the file: addresses are not fetched."}, 400)
+        return FETCHES_NOTHING
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 from gradio.components import Component
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from imagegpt.codec.pictures import read_picture
@@ -27,6 +28,8 @@ UNSEEN: dict[str, Any] = {
     "show_progress": "hidden",
     "api_visibility": "private",
 }
+
+CALL = "/gradio_api/call/"
 
 T = TypeVar("T")
 
@@ -95,14 +98,32 @@ class Page:
 
 
 def client_of(request: gr.Request) -> str:
-    """Who asks: the user who has logged in, or else the session."""
+    """Who asks: the user who has logged in, or the session; by REST each call is one, so there it is the machine."""
+    if not request.username and CALL in request.url.path:
+        return request.client.host
     return request.username or request.session_hash or "nobody"
 
 
 def paths_of(uploads: Any) -> list[str]:
-    """Where files lie that were uploaded: one, several or none, as Gradio tells them."""
+    """Where files lie that were uploaded: one, several or none, as Gradio tells them.
+
+    Raises:
+        InputError: a client names another place, whether there is anything or not.
+    """
     told = uploads if isinstance(uploads, list) else [uploads]
-    return [upload["path"] for upload in told if isinstance(upload, dict) and isinstance(upload.get("path"), str)]
+    paths = [upload["path"] for upload in told if isinstance(upload, dict) and isinstance(upload.get("path"), str)]
+    for path in paths:
+        if not _is_upload(path):
+            raise InputError("That is no file that was uploaded: upload it first.")
+    return paths
+
+
+def _is_upload(path: str) -> bool:
+    """Whether Gradio has put a file there; it makes sure of that only where a client says that it is a file."""
+    try:
+        return Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve())
+    except (OSError, RuntimeError, ValueError):  # no name of a file at all
+        return False
 
 
 def read_photo(upload: Any) -> Image.Image:

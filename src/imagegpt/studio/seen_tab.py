@@ -18,7 +18,7 @@ PREVIEW = 320  # pixels of the original's longer side
 
 def build(page: Page) -> None:
     """Lay the tab out."""
-    gr.Markdown("A picture becomes a few ids of a palette. All that the model ever knows of it is on the right.")
+    gr.Markdown("A picture becomes a few ids of a palette. All that the model ever knows of it is the last one.")
     boards, words, colors = new_maps(), gr.HTML(), gr.HTML(elem_classes="palette")
     page.shows.extend([(boards, _boards), (words, _words), (colors, _palette)])
 

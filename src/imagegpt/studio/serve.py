@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 FONTS = ["system-ui", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+SESSIONS = 200  # whose state is kept, 240 KB each beside what they drew; each call by REST is one
 THREADS = 16  # beside those of requests: for reading files and answering
 
 
@@ -105,37 +107,69 @@ def serving(
     Raises:
         InputError: the address can't be used.
     """
+    _check_address(host, port)
     with tempfile.TemporaryDirectory(prefix="imagegpt-studio-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
+        # Else it keeps 10,000 requests, and goes through them all after each one.
+        os.environ.update(GRADIO_ANALYTICS_MAX_EVENTS="1", GRADIO_ANALYTICS_CACHE_FREQUENCY=str(2**62))
         from starlette.middleware import Middleware
 
         from imagegpt.studio.app import build_app
         from imagegpt.studio.guard import Guard
 
-        app = build_app(studio)
+        app = build_app(studio).queue(api_open=False)  # no way around the line
+        for block in app.blocks.values():
+            block.keep_in_cache |= block.temp_files  # what the page shows at first is not swept out with the uploads
         try:
-            _, local, _ = app.launch(
-                server_name=host,
-                server_port=port,
-                auth=auth,  # pyright: ignore[reportArgumentType]
-                max_threads=studio.limits.running + studio.limits.waiting + THREADS,
-                max_file_size=studio.limits.upload,
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,
-                run_history=False,
-                enable_monitoring=False,
-                ssr_mode=False,
-                footer_links=["api"],
-                app_kwargs={"middleware": [Middleware(Guard)]},
-                **_looks(),
-            )
+            with _no_proxies():
+                _, local, _ = app.launch(
+                    server_name=f"[{host}]" if ":" in host else host,
+                    server_port=port,
+                    auth=auth,  # pyright: ignore[reportArgumentType]
+                    max_threads=studio.limits.running + studio.limits.waiting + THREADS,
+                    max_file_size=studio.limits.upload,
+                    state_session_capacity=SESSIONS,
+                    prevent_thread_lock=True,
+                    quiet=True,
+                    share=False,
+                    run_history=False,
+                    enable_monitoring=False,
+                    ssr_mode=False,
+                    footer_links=["api"],
+                    app_kwargs={"middleware": [Middleware(Guard)]},
+                    **_looks(),
+                )
         except OSError as error:
-            raise InputError(f"{host}:{port or 7860} can't be listened on: {reason(error)}.") from None
+            raise InputError(f"{host} can't be listened on: {reason(error)}") from None
         try:
             yield local
         finally:
             app.close(verbose=False)
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Refuse an address that can't be listened on, in the words of the system; Gradio's are about Gradio."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as asked:
+            asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            asked.bind(address)
+    except (OSError, UnicodeError) as error:
+        told = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
+        where = host if port is None else f"{host}:{port}"
+        raise InputError(f"{where} can't be listened on: {told.lower()}.") from None
+
+
+@contextmanager
+def _no_proxies() -> Iterator[None]:
+    """Gradio asks itself whether it is there, which no proxy could tell."""
+    before = {name: os.environ.get(name) for name in ("NO_PROXY", "no_proxy")}
+    os.environ.update(dict.fromkeys(before, "*"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _looks() -> dict[str, Any]:

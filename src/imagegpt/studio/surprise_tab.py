@@ -14,7 +14,7 @@ from imagegpt.errors import InputError
 from imagegpt.sequence import unflatten
 from imagegpt.studio import views
 from imagegpt.studio.page import UNSEEN, Page, Seen, Studio, look, read_photo
-from imagegpt.studio.widgets import new_maps, new_problem, problem, table
+from imagegpt.studio.widgets import new_maps, new_problem, nothing, problem, table
 
 LISTED = 8
 
@@ -79,6 +79,7 @@ def build(page: Page) -> None:
     gr.Markdown("How unlikely the model found each pixel, given all above and to the left of it: -log p, in nats.")
     ask = gr.Button("Show the surprise", variant="primary")
     about, board, words = new_problem(), new_maps(), gr.HTML()
+    page.shows.extend([(board, nothing), (words, nothing), (about, nothing)])
 
     async def show(photo: Any, name: Any, request: gr.Request) -> Any:
         try:

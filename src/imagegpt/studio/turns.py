@@ -9,7 +9,9 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from imagegpt.errors import InputError
@@ -37,6 +39,8 @@ class Turns:
         self._limits, self._free = limits, limits.running
         self._lines: OrderedDict[str, Line] = OrderedDict()  # of each client that waits; the first has the next turn
         self._cores = asyncio.Lock()  # first come, first served: that makes the pieces take turns
+        # One thread for all: each thread keeps the memory that it has used, and the next one would ask for more.
+        self._thread = ThreadPoolExecutor(1, "studio")
 
     @property
     def waiting(self) -> int:
@@ -121,17 +125,19 @@ class Turns:
                 del self._lines[client]
 
     def _leave(self) -> None:
-        if not self._lines:
-            self._free += 1
-            return
-        client, line = self._lines.popitem(last=False)
-        line.popleft().set_result(None)
-        if line:
-            self._lines[client] = line  # behind all others
+        while self._lines:
+            client, line = self._lines.popitem(last=False)
+            turn = line.popleft()
+            if line:
+                self._lines[client] = line  # behind all others
+            if not turn.done():  # else its request was cancelled at the same moment
+                turn.set_result(None)
+                return
+        self._free += 1
 
     async def _compute(self, call: Callable[[], T]) -> T:
         async with self._cores:
-            working = asyncio.ensure_future(asyncio.to_thread(call))
+            working = asyncio.get_running_loop().run_in_executor(self._thread, copy_context().run, call)
             try:
                 return await asyncio.shield(working)
             except asyncio.CancelledError:

@@ -33,14 +33,18 @@ def new_samples(**options: Any) -> gr.HTML:
     return gr.HTML(html_template=template, js_on_load=asset("samples.js"), **options)
 
 
-def new_problem(name: str = "") -> gr.HTML:
+def new_problem(name: str = "", **options: Any) -> gr.HTML:
     """The place for a sentence on what went wrong; it takes no room while there is none."""
-    return gr.HTML(elem_classes=["about", name] if name else "about")
+    return gr.HTML(elem_classes=["about", name] if name else "about", **options)
 
 
 def problem(sentence: str = "") -> str:
     """The words for what went wrong, shown beside the control that it is about; nothing where nothing did."""
     return f'<p class="problem" role="alert">{escape(sentence)}</p>' if sentence else ""
+
+
+def nothing(_: Any) -> None:
+    """What shows results of one picture shows none of the next before it is asked for."""
 
 
 def table(rows: dict[str, str]) -> str:
