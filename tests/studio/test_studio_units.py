@@ -30,7 +30,7 @@ from imagegpt.studio.catalogue import Catalogue
 from imagegpt.studio.drawing import KEPT_SECONDS, Drawn, Kept, Wanted, completions, new_folder, samples, write_files
 from imagegpt.studio.features_tab import Gathered, curve_html, near_html, plane_html
 from imagegpt.studio.guard import HEADERS, MOST_BYTES, Guard
-from imagegpt.studio.limits import Limits
+from imagegpt.studio.limits import Limits, whole
 from imagegpt.studio.page import Studio, client_of, paths_of, read_photo
 from imagegpt.studio.widgets import problem, table
 
@@ -558,3 +558,15 @@ def test_a_picture_as_an_address():
     kind, _, content = views.data_uri(image).partition(";base64,")
     assert kind == "data:image/png"
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))), np.asarray(image))
+
+
+@pytest.mark.parametrize("layer", [None, "4", 1.5, float("nan"), [], True, 10**400])
+def test_layers_that_are_no_numbers(layer):
+    with pytest.raises(InputError, match="layer must be a"):
+        whole("layer", layer)
+
+
+def test_a_map_of_a_kind_that_there_is_not():
+    gathered = Gathered(["a"] * 3, [Image.new("RGB", (2, 2))] * 3, np.eye(3, dtype=np.float32), 3, [])
+    with pytest.raises(InputError, match="map must be one of principal components, t-SNE"):
+        plane_html(gathered, "<b>")  # pyright: ignore[reportArgumentType]

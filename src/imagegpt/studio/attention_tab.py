@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from imagegpt.engine.attention import Attention
 from imagegpt.errors import InputError
 from imagegpt.studio import views
+from imagegpt.studio.limits import whole
 from imagegpt.studio.page import UNSEEN, Page, Seen, Studio, read_photo
 from imagegpt.studio.widgets import new_maps, new_problem, nothing, problem
 
@@ -88,8 +89,9 @@ def build(page: Page) -> None:
         if not isinstance(index, int):  # another layer, before a pixel was picked
             return gr.skip(), gr.skip(), problem()
         try:
+            number = whole("layer", layer)
             found, colors = await page.studio.run(request, lambda: attention_of(page.studio, name, photo, index))
-            return heads(found, int(layer)), likeliest(found, int(layer), colors), problem()
+            return heads(found, number), likeliest(found, number, colors), problem()
         except InputError as error:
             return gr.skip(), gr.skip(), problem(str(error))
 

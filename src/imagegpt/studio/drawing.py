@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import reprlib
 import shutil
 import tempfile
 import time
@@ -26,6 +24,7 @@ from imagegpt.painting import Result
 from imagegpt.pipeline import ImageGPT
 from imagegpt.sheet import enlarge, sample_sheet
 from imagegpt.studio import views
+from imagegpt.studio.limits import number, whole
 from imagegpt.studio.page import UNSEEN, Page, Studio, read_photo
 from imagegpt.studio.widgets import new_problem, new_samples, problem
 
@@ -76,11 +75,11 @@ class Wanted:
             InputError: something that is no such number.
         """
         asked = cls(
-            _whole("num", count),
-            _number("temperature", temperature),
-            _whole("top_k", top_k),
-            _number("top_p", top_p),
-            _whole("seed", seed),
+            whole("num", count),
+            number("temperature", temperature),
+            whole("top_k", top_k),
+            number("top_p", top_p),
+            whole("seed", seed),
         )
         if not -1 <= asked.seed <= MOST_SEED:
             raise InputError(f"seed must be 0 to {MOST_SEED}, or -1 for a new one, not {seed}.")
@@ -113,20 +112,7 @@ class Kept:
     @classmethod
     def read(cls, part: Any, painted: Any, particles: Any) -> Kept:
         """What the controls hold; see `Wanted.read`."""
-        return cls(_number("keep", part), painted or None, _whole("particles", particles))
-
-
-def _number(name: str, value: Any) -> float:
-    with suppress(OverflowError):  # of a whole number that is too large
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    raise InputError(f"{name} must be a number, not {reprlib.repr(value)}.")
-
-
-def _whole(name: str, value: Any) -> int:
-    if _number(name, value) != int(value):
-        raise InputError(f"{name} must be a whole number, not {value!r}.")
-    return int(value)
+        return cls(number("keep", part), painted or None, whole("particles", particles))
 
 
 def completions(studio: Studio, name: str, photo: Any, kept: Kept, wanted: Wanted) -> Iterator[Result]:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gradio as gr
 import numpy as np
@@ -23,6 +23,7 @@ from imagegpt.probe.neighbours import nearest
 from imagegpt.probe.plane import neighbour_plane, principal_plane
 from imagegpt.probe.sweep import Curve
 from imagegpt.studio import views
+from imagegpt.studio.limits import whole
 from imagegpt.studio.page import UNSEEN, Page, Seen, Studio, paths_of, read_photo
 from imagegpt.studio.widgets import new_problem, nothing, problem
 
@@ -121,6 +122,8 @@ def plane_html(gathered: Gathered, kind: Plane) -> str:
     features_ND = gathered.features_ND
     if len(features_ND) < 3:
         raise InputError("A map takes at least 3 pictures.")
+    if kind not in get_args(Plane):
+        raise InputError(f"The map must be one of {', '.join(get_args(Plane))}.")
     if kind == "t-SNE":
         xy_N2, told = neighbour_plane(features_ND), "near pictures have near features"
     else:
@@ -164,7 +167,7 @@ def build(page: Page) -> None:
                 list(studio.data), value=None, label="Or pictures that are offered here", visible=bool(studio.data)
             )
             layer = gr.Slider(0, 8, 4, step=1, label="Layer", info="0 is the embedding; the middle knows most.")
-            kind = gr.Radio(["principal components", "t-SNE"], value="principal components", label="Map")
+            kind = gr.Radio(list(get_args(Plane)), value="principal components", label="Map")
             ask = gr.Button("Find neighbours", variant="primary")
             about, status = new_problem(), gr.HTML()
         with gr.Column(scale=2, min_width=280):
@@ -185,8 +188,9 @@ def build(page: Page) -> None:
         def start() -> Iterator[tuple[Gathered, Any]]:
             picture, model = read_photo(photo), studio.catalogue.open(name)
             source = source_of(studio, chosen, uploaded)
-            query_D = model.features(picture, int(layer))
-            for gathered in gather(studio, model, source, int(layer)):
+            number = whole("layer", layer)
+            query_D = model.features(picture, number)
+            for gathered in gather(studio, model, source, number):
                 done = len(gathered.names) + len(gathered.skipped) == gathered.total
                 yield gathered, (near_html(gathered, gathered.nearest(query_D[0], NEIGHBOURS)), done)
                 if done:

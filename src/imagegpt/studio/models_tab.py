@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -42,7 +43,7 @@ def build(page: Page) -> None:
             return gr.skip(), gr.skip(), problem(str(error))
         names = catalogue.names
         choices = names if name in names else [*names, name]
-        return gr.update(choices=choices, value=name), f'<p role="status">{name} is chosen.</p>', problem()
+        return gr.update(choices=choices, value=name), f'<p role="status">{escape(name)} is chosen.</p>', problem()
 
     ask.click(describe, name, [facts, about], **UNSEEN)
     load.click(use, name, [page.model, facts, about], **UNSEEN)
