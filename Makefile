@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 OUT := out
 
-.PHONY: demo browser test slow lint bench clean
+.PHONY: demo gallery browser test slow lint bench clean
 
 # torch first and pinned: the newest build may bring gigabytes of GPU libraries.
 $(VENV)/package: pyproject.toml constraints.txt
@@ -22,6 +22,11 @@ demo: $(VENV)/package
 	mkdir -p $(OUT)
 	$(BIN)/imagegpt complete examples/chelsea.jpg examples/rocket.jpg --out $(OUT)/demo.png
 	@echo "Open $(OUT)/demo.png: input, what the model saw, and what it painted."
+
+# The README's pictures by the embedded model; the same bytes as long as the model is the same.
+gallery: $(VENV)/package
+	$(BIN)/imagegpt complete examples/chelsea.jpg examples/rocket.jpg --out docs/demo.png
+	$(BIN)/imagegpt sample --num 30 --out docs/samples.png
 
 # A browser for the studio's tests, from the system's packages; without one they are skipped, and say so.
 browser:

@@ -1,132 +1,94 @@
-"""Measure the nano model on the validation pictures, and write its card and sample sheet.
-
-    python recipes/cifar10_nano/card.py --model runs/nano/model --data DIR
-
-prints the figures as JSON; with --write they also go into the model's folder as evaluation.json, with README.md (the
-card, from card.md and the figures) and samples.png (seeds stated, not selected).
-"""
+"""The embedded model's card: card.md, filled with the figures of the result files that measure.py makes."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import cyclopts
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from rich.progress import track
 
-from imagegpt import ImageGPT, __version__
-from imagegpt.data.records import read_records
-from imagegpt.data.sources import open_source
+from imagegpt import ImageGPT
 from imagegpt.files import write_text, write_whole
 from imagegpt.sheet import sample_sheet
 
-SAMPLE_SEED = 0
-SAMPLES = 36
+SAMPLES, SAMPLE_SEED = 36, 0
+BEFORE = " (these weights were made before that command by a script with the same recipe)"
 
 
-def card(*, data: Path, model: str = "nano", limit: int | None = None, batch: int = 20, write: bool = False) -> None:
-    """Print nats/token on the validation pictures, beside two counting models'.
+def write_card(pipeline: ImageGPT, results: Path) -> None:
+    """Write evaluation.json, samples.png and README.md into the model's folder.
 
     Args:
-        data: folder with train.parquet and validation.parquet.
-        model: "nano" or a model folder.
-        limit: look at the first so many validation pictures only.
-        batch: pictures a forward.
-        write: also write the card, the figures and a sheet of samples into the model's folder.
+        pipeline: the model.
+        results: folder with the stages' JSON files.
     """
-    pipeline = ImageGPT.from_pretrained(model)
-    pictures = read_pictures(data, "validation")[:limit]
-    ids_BT = pipeline.codec.encode(pictures).reshape(len(pictures), -1)
-    scores = nats_per_picture(pipeline, ids_BT, batch)
-    train_BT = pipeline.codec.encode(read_pictures(data, "train")).reshape(-1, ids_BT.shape[1])
-    mean = scores.mean()
-    figures: dict[str, Any] = {
-        "pictures": len(scores),
-        "nats_per_token": round(float(mean), 4),
-        "standard_error": round(float(scores.std(ddof=1) / math.sqrt(len(scores))), 4),
-        "bits_per_dim_of_palette_ids": round(float(mean / math.log(2) / 3), 4),
-        **counting_models(train_BT, ids_BT, len(pipeline.codec)),
-        "palette_rmse_0_255": round(rmse(pipeline, pictures), 2),
-        "precision": "float32",
-        "imagegpt": __version__,
-        "torch": torch.__version__,
-    }
-    print(json.dumps(figures, indent=2))
-    if write:
-        write_card(pipeline, figures)
-
-
-def read_pictures(data: Path, split: str) -> NDArray[np.uint8]:
-    """All pictures of a split, which must have one size: (n, height, width, 3)."""
-    records = read_records(open_source(f"{data}:{split}"))
-    return np.stack([np.asarray(picture) for _, picture in records])
-
-
-@torch.inference_mode()
-def nats_per_picture(pipeline: ImageGPT, ids_BT: NDArray[np.int64], batch: int) -> NDArray[np.float64]:
-    """Mean negative log-likelihood of each picture's T ids, SOS first: (B,) in nats per token."""
-    starts = range(0, len(ids_BT), batch)
-    scores = [_losses(pipeline, torch.from_numpy(ids_BT[i : i + batch])) for i in track(starts, "scoring")]
-    return torch.cat(scores).numpy()
-
-
-def _losses(pipeline: ImageGPT, ids: torch.Tensor) -> torch.Tensor:
-    ids = ids.to(pipeline.model.device)
-    sos = ids.new_full((len(ids), 1), pipeline.spec.sos)
-    logits = pipeline.model(torch.cat([sos, ids[:, :-1]], 1), use_cache=False).logits
-    losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
-    return losses.double().mean(1).cpu()
-
-
-def counting_models(train_BT: NDArray[np.int64], ids_BT: NDArray[np.int64], colors: int) -> dict[str, float]:
-    """nats/token of two models that only count: each colour alone, and given its left neighbour.
-
-    The second falls back on the first with a weight of 100 counts; a row's first id has its colour alone.
-    """
-    unigram_K = (np.bincount(train_BT.ravel(), minlength=colors) + 1.0) / (train_BT.size + colors)
-    side = math.isqrt(ids_BT.shape[1])
-    left, here = _neighbours(train_BT, side)
-    pairs_KK = np.bincount(left * colors + here, minlength=colors**2).reshape(colors, colors)
-    bigram_KK = (pairs_KK + 100 * unigram_K) / (pairs_KK.sum(1, keepdims=True) + 100)
-    left, here = _neighbours(ids_BT, side)
-    total = -np.log(unigram_K[ids_BT.reshape(-1, side)[:, 0]]).sum() - np.log(bigram_KK[left, here]).sum()
-    return {
-        "unigram_nats_per_token": round(float(-np.log(unigram_K[ids_BT]).mean()), 4),
-        "left_neighbour_nats_per_token": round(float(total / ids_BT.size), 4),
-    }
-
-
-def _neighbours(ids_BT: NDArray[np.int64], side: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    rows = ids_BT.reshape(-1, side)
-    return rows[:, :-1].ravel(), rows[:, 1:].ravel()
-
-
-def rmse(pipeline: ImageGPT, pictures: NDArray[np.uint8]) -> float:
-    """What the palette loses: root mean square error of its colours, in 0..255."""
-    back = pipeline.codec.decode(pipeline.codec.encode(pictures))
-    return float(np.sqrt(np.mean((back.astype(np.float64) - pictures) ** 2)))
-
-
-def write_card(pipeline: ImageGPT, figures: dict[str, Any]) -> None:
-    """Write evaluation.json, samples.png and README.md into the model's folder."""
-    folder = pipeline.path
-    write_text(folder / "evaluation.json", json.dumps(figures, indent=2) + "\n")
+    folder, found = pipeline.path, read_results(results)
+    write_text(folder / "evaluation.json", json.dumps(found["likelihood"], indent=2) + "\n")
     sheet = sample_sheet(pipeline.sample(SAMPLES, seed=SAMPLE_SEED).images[0])
     write_whole(folder / "samples.png", sheet.save)
-    training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    facts = training["recipe"] | training | figures | {"sample_seed": SAMPLE_SEED, "samples": SAMPLES}
-    facts["minutes"] = round(training["seconds"] / 60)
-    facts["pictures_seen"] = facts["steps"] * facts["batch"]
-    facts["parameters"] = f"{pipeline.spec.num_parameters:,}"
+    write_text(folder / "README.md", card_text(pipeline, found))
+
+
+def read_results(results: Path) -> dict[str, dict[str, Any]]:
+    """Name of each stage -> what it has found."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+
+
+def card_text(pipeline: ImageGPT, found: dict[str, dict[str, Any]]) -> str:
+    """The card's words."""
+    training = json.loads((pipeline.path / "training.json").read_text(encoding="utf-8"))
     template = Template((Path(__file__).parent / "card.md").read_text(encoding="utf-8"))
-    write_text(folder / "README.md", template.substitute(facts))
+    return template.substitute(facts_of(pipeline, training, found))
 
 
-if __name__ == "__main__":
-    cyclopts.run(card)
+def facts_of(pipeline: ImageGPT, training: dict[str, Any], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the card's words need, by name."""
+    recipe = {"lr": training.get("adam_lr"), **training, **training.get("recipe", {})}
+    seen = recipe["steps"] * recipe["batch"]
+    probe, near = found["probe"], found["memorisation"]
+    rows = {row["name"]: row for row in probe["rows"]}
+    best = max((row for name, row in rows.items() if name != "pixels"), key=lambda row: row["top1"])
+    facts = {
+        "origin": "" if "recipe" in training else BEFORE,
+        "samples": SAMPLES,
+        "sample_seed": SAMPLE_SEED,
+        "minutes": round(training["seconds"] / 60),
+        "pictures_seen": f"{seen:,}",
+        "parameters": f"{pipeline.spec.num_parameters:,}",
+        "operations": f"{training_operations(pipeline, seen):.1e}",
+        "curve": "\n".join(
+            f"| {name} | {_percent(row['top1'])} | {_percent(row['top5'])} |" for name, row in rows.items()
+        ),
+        "best_layer": best["name"],
+        "best_top1": _percent(best["top1"]),
+        "few": "\n".join(
+            f"| {row['labels_per_class']} | {_percent(row['mean'])} | {100 * row['deviation']:.2f} |"
+            for row in probe["few_labels"]
+        ),
+        "low": found["likelihood"]["confidence_95"][0],
+        "high": found["likelihood"]["confidence_95"][1],
+        "int8_pictures": f"{found['int8']['pictures']:,}",
+        "int8_difference": found["int8"]["difference_percent"],
+        "accuracy": _percent(found["finetuned"]["accuracy"]),
+        "compared": near["pictures"],
+        "feature_layer": near["layer"],
+    }
+    for side in ("samples", "validation"):
+        for name, least in (("pixel_rmse", min), ("feature_cosine", max)):
+            facts[f"{side}_{name}"] = f"{np.median(near[side][name]):.3g}"
+            facts[f"{side}_{name}_nearest"] = f"{least(near[side][name]):.3g}"
+        facts[f"{side}_copies"] = near[side]["copies"]
+    return recipe | found["likelihood"] | facts
+
+
+def training_operations(pipeline: ImageGPT, pictures: int) -> float:
+    """Floating-point operations of a training run over so many pictures."""
+    from imagegpt.engine.cost import training_flops
+
+    return float(training_flops(pipeline.spec, pictures))
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2f} %"

@@ -11,7 +11,7 @@ import cyclopts
 
 from imagegpt.train.plot import plot_runs
 
-LEVELS = {"left neighbour, counted": 3.12}  # by card.py, on the same ids
+LEVELS = {"left neighbour, counted": 3.12}  # by measure.py, on the same ids
 
 
 def curves(*, run: list[str], out: Path) -> None:
