@@ -10,8 +10,9 @@ import pytest
 
 import card
 from counting import BACKING, Counting
-from imagegpt import ImageGPT
-from measure import nearest_pixels
+from imagegpt import ImageGPT, metrics
+from imagegpt.evaluation import Report
+from measure import nearest_pixels, told_of_classifier
 
 WIDTH, COLORS = 4, 5
 
@@ -102,6 +103,12 @@ FOUND = {
         "validation": {"pixel_rmse": [21.0, 31.0], "feature_cosine": [0.7, 0.95], "copies": 1},
     },
 }
+
+
+def test_of_an_evaluation_the_card_s_names_are_kept():
+    right_NC, y_N = np.eye(10)[[0, 1, 2, 3]], np.array([0, 1, 2, 9])
+    report = Report(4, {"top1": metrics.evaluate(right_NC, y_N, 10).top1, "top5": 0.98765, "calibration_error": 0.25})
+    assert told_of_classifier(report.as_dict()) == {"accuracy": 0.75, "top5": 0.9877, "calibration_error": 0.25}
 
 
 def test_the_card_is_filled_from_result_files():

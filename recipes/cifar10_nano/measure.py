@@ -22,15 +22,17 @@ import cyclopts
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import Progress, track
+from rich.progress import track
 
 from card import write_card
 from counting import Counting
 from imagegpt import ImageGPT, __version__, checkpoint
+from imagegpt.cli.output import working
 from imagegpt.data.records import read_records
 from imagegpt.data.sources import open_source
 from imagegpt.engine.score import bits_per_dim
-from imagegpt.files import make_folder, write_text, write_whole
+from imagegpt.files import cache_folder, make_folder, write_text, write_whole
+from imagegpt.probe.cache import cached_features
 from imagegpt.probe.neighbours import nearest
 from imagegpt.sheet import Cell, draw_sheet, enlarge
 
@@ -142,8 +144,13 @@ def finetuned(of: Measured) -> dict[str, Any]:
     of.command("finetune", "--recipe", "cifar10-nano", *splits, "--model", of.model, "--out", str(run))
     how = ["--precision", "bf16", "--backend", "torch"]
     of.command("evaluate", str(run / "model"), "--data", f"{of.data}:validation", "--out", str(out), *how)
-    found = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-    return {name: round(found[name], 4) for name in ("accuracy", "top5", "ece") if name in found}
+    return told_of_classifier(json.loads((out / "evaluation.json").read_text(encoding="utf-8")))
+
+
+def told_of_classifier(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of an `imagegpt evaluate`."""
+    names = {"accuracy": "top1", "top5": "top5", "calibration_error": "calibration_error"}
+    return {name: round(evaluation[measure], 4) for name, measure in names.items()}
 
 
 def memorisation(of: Measured) -> dict[str, Any]:
@@ -209,10 +216,8 @@ def completions(of: Measured, folder: Path) -> None:
 
 def _scores(pipeline: ImageGPT, ids_BT: NDArray[np.int64]) -> NDArray[np.float64]:
     """nats/token of each picture."""
-    with Progress() as progress:
-        task = progress.add_task(f"scoring in {pipeline.precision}", total=len(ids_BT))
-        tell = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
-        return pipeline.score_ids(ids_BT, progress=tell).nats_per_token
+    with working(f"scoring in {pipeline.precision}", "pictures") as progress:
+        return pipeline.score_ids(ids_BT, progress=progress).nats_per_token
 
 
 def _flat(pipeline: ImageGPT, ids_BT: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -239,13 +244,11 @@ def nearest_pixels(
 
 
 def _features(of: Measured, layer: int) -> NDArray[np.float32]:
-    """The training pictures' features, from a file that is made once."""
-    from imagegpt.feature_file import read_features
-
-    path = of.work / f"train-{layer}.safetensors"
-    if not path.exists():
-        of.command("features", f"{of.data}:train", "--layer", str(layer), "--model", of.model, "--out", str(path))
-    return np.asarray(read_features(path).layers[layer])
+    """The training pictures' features: the probe's, or made here."""
+    source = open_source(f"{of.data}:train")
+    with working("training pictures", "pictures") as progress:
+        found = cached_features(of.pipeline, source, [layer], cache_folder() or of.work / "probe", progress=progress)
+    return np.asarray(found.layers[layer])
 
 
 def measure(

@@ -29,6 +29,8 @@ WEIGHT_FILES = (
 )
 HUB_ID = r"[\w.-]+/[\w.-]+"
 HUB_FILES = ["*.json", "*.safetensors", "*.bin", "README.md"]
+# What says what a model is: a codec may be a network, in a folder of its own, and that is small beside the model.
+SMALL_FILES = ["*.json", "vqvae/*.safetensors", "vqmodel/*.safetensors"]
 Heads = Mapping[str, int]
 # Names of the causal masks that files of old releases carry; a mask is no weight.
 OLD_MASKS = r"(^|\.)h\.\d+\.(attn|crossattention)\.(masked_)?bias$"
@@ -63,14 +65,14 @@ def fetch_model(hub_id: str, revision: str | None = None, small: bool = False) -
     Args:
         hub_id: such as owner/name; a folder of that name does not count.
         revision: branch, tag or commit.
-        small: only what says what it is, its config and its codec's entries, and no weights.
+        small: only what says what it is, its config and its codec, and not the model's weights.
 
     Raises:
         InputError: it is no id, or can't be fetched.
     """
     if not re.fullmatch(HUB_ID, hub_id):
         raise InputError(f"{hub_id!r} is no id on the Hugging Face Hub, which is like owner/name.")
-    files = ["*.json"] if small else HUB_FILES
+    files = SMALL_FILES if small else HUB_FILES
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

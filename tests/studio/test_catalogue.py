@@ -185,6 +185,24 @@ def test_of_a_model_on_the_hub_the_small_files_tell_what_it_is(hub):
     assert catalogue.names == ["nano"]
 
 
+def test_the_hub_is_asked_once_for_a_model_that_is_open(hub):
+    catalogue = Catalogue(["nano"], hub=True, device="cpu")
+    first, asked = catalogue.open("me/tiny"), len(hub.asked)
+    assert asked
+    assert catalogue.open("me/tiny") is first
+    catalogue.describe("me/tiny")
+    assert len(hub.asked) == asked
+
+
+def test_of_a_model_over_learnt_codes_their_network_is_fetched_and_the_model_is_not(hub, root):
+    coded = root / "coded"
+    files = [path for path in coded.rglob("*") if path.is_file()]
+    hub.repos["me/coded"] = {"main": {path.relative_to(coded).as_posix(): path.read_bytes() for path in files}}
+    facts = Catalogue(["nano"], hub=True).describe("me/coded").facts
+    assert facts["codec"] == Catalogue([str(coded)]).describe(str(coded)).facts["codec"]
+    assert not [path for _, path in hub.asked if path.endswith("/model.safetensors") and "vqvae" not in path]
+
+
 @pytest.mark.parametrize("name", ["me/none", "../secret", "me/..", "./."])
 def test_what_is_not_on_the_hub(hub, root, name, monkeypatch):
     monkeypatch.chdir(root)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import asking
 import pytest
 
 from imagegpt import ImageGPT
@@ -27,13 +27,7 @@ def block(language):
 
 @pytest.fixture(scope="module")
 def address():
-    from imagegpt.studio.limits import Limits
-    from imagegpt.studio.serve import serving, studio_of
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with serving(studio_of(["nano"], [], False, [], None, Limits()), port=port) as found:
+    with asking.studio(["nano"]) as found:
         yield found.rstrip("/")
 
 

@@ -26,11 +26,12 @@ from imagegpt import ImageGPT
 from imagegpt.errors import InputError
 from imagegpt.probe.sweep import Curve
 from imagegpt.studio import guard, views
+from imagegpt.studio.asked import Kept, Wanted, whole
 from imagegpt.studio.catalogue import Catalogue
-from imagegpt.studio.drawing import KEPT_SECONDS, Drawn, Kept, Wanted, completions, new_folder, samples, write_files
+from imagegpt.studio.drawing import KEPT_SECONDS, Drawn, completions, new_folder, samples, write_files
 from imagegpt.studio.features_tab import Gathered, curve_html, near_html, plane_html
 from imagegpt.studio.guard import HEADERS, MOST_BYTES, Guard
-from imagegpt.studio.limits import Limits, whole
+from imagegpt.studio.limits import Limits
 from imagegpt.studio.page import Studio, client_of, paths_of, read_photo
 from imagegpt.studio.widgets import problem, table
 

@@ -10,9 +10,9 @@ from typing import Any
 import gradio as gr
 
 from imagegpt.errors import InputError
-from imagegpt.files import write_whole
 from imagegpt.painting import Result
-from imagegpt.studio.drawing import Kept, Wanted, completions, new_folder, samples
+from imagegpt.studio.asked import Kept, Wanted
+from imagegpt.studio.drawing import completions, new_folder, samples, write_images
 from imagegpt.studio.page import Studio
 from imagegpt.studio.surprise_tab import surprise_of
 
@@ -99,27 +99,18 @@ async def _drawn(studio: Studio, request: gr.Request, name: str, start: Any) -> 
             for result in results:
                 yield result, []
             if result is not None:
-                yield result, _write(result)
+                images = [image for images in result.images for image in images]
+                yield result, write_images(new_folder(), {str(number): image for number, image in enumerate(images, 1)})
 
-    results, told = studio.stream(request, draw), time.monotonic()
+    told = time.monotonic()
     try:
-        async for result, written in results:
-            if written:
-                facts = {"model": name, "seed": result.seed, "given": result.given, "ids": result.ids.tolist()}
-                yield written, facts
-            elif time.monotonic() > told + EVERY:
-                yield None, {"drawn": round(float((result.ids >= 0).mean()), 3)}
-                told = time.monotonic()
+        async with aclosing(studio.stream(request, draw)) as results:
+            async for result, written in results:
+                if written:
+                    facts = {"model": name, "seed": result.seed, "given": result.given, "ids": result.ids.tolist()}
+                    yield written, facts
+                elif time.monotonic() > told + EVERY:
+                    yield None, {"drawn": round(float((result.ids >= 0).mean()), 3)}
+                    told = time.monotonic()
     except InputError as error:
         raise gr.Error(str(error), print_exception=False) from None
-    finally:
-        await results.aclose()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _write(result: Result) -> list[str]:
-    folder = new_folder()
-    images = [image for images in result.images for image in images]
-    paths = [folder / f"{number}.png" for number in range(1, len(images) + 1)]
-    for path, image in zip(paths, images, strict=True):
-        write_whole(path, image.save)
-    return [str(path) for path in paths]

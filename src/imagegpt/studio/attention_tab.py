@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from imagegpt.engine.attention import Attention
 from imagegpt.errors import InputError
 from imagegpt.studio import views
-from imagegpt.studio.limits import whole
+from imagegpt.studio.asked import whole
 from imagegpt.studio.page import UNSEEN, Page, Seen, Studio, read_photo
 from imagegpt.studio.widgets import new_maps, new_problem, nothing, problem
 

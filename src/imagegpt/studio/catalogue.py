@@ -77,6 +77,7 @@ class Catalogue:
         self._roots = [root.resolve() for root in roots]
         self.hub, self._limits = hub, limits or Limits()
         self._how: dict[str, Any] = {"device": device, "precision": precision, "backend": backend}
+        self._fetched: dict[str, Path] = {}  # ids on the Hub, which is asked once
         self._open: OrderedDict[Path, ImageGPT] = OrderedDict()
 
     @property
@@ -97,24 +98,25 @@ class Catalogue:
         Raises:
             InputError: there is no such model, or a client may not name it.
         """
-        folder = checkpoint.fetch_model(name, small=True) if self._is_hub_id(name) else self._find(name)
-        spec, (codec, framing) = checkpoint.read_spec(folder), load_codec(folder, checkpoint.read_spec(folder))
+        folder = self._folder(name, small=True)
+        spec = checkpoint.read_spec(folder)
+        codec, framing = load_codec(folder, spec)
         if not checkpoint.is_causal(folder):
             raise InputError(f"{name} is a bidirectional (BERT) model: it draws nothing.")
         height, width = grid_of(codec, framing)
         number = 1 if self._how["precision"] == "int8" else 4
         drawing = decode_memory(spec, self._limits.samples, 1, spec.n_positions // 2, number)
-        memory = weight_memory(spec, number) + drawing
+        weights, free = weight_memory(spec, number), free_memory()
         facts = {
             "parameters": f"{spec.num_parameters:,}",
             "network": f"{spec.n_layer} layers of width {spec.n_embd} with {spec.n_head} heads",
             "picture": f"{framing.height} x {framing.width} pixels, {height} x {width} ids",
             "codec": f"{codec.name}, {len(codec)} ids",
-            "memory to open it": _size(weight_memory(spec, number)),
+            "memory to open it": _size(weights),
             f"and to draw {self._limits.samples} pictures": _size(drawing),
-            "free memory": _size(free_memory()),
+            "free memory": _size(free),
         }
-        return Description(facts, memory, free_memory())
+        return Description(facts, weights + drawing, free)
 
     def open(self, name: str) -> ImageGPT:
         """A model, opened now or before; the one that was not used for longest goes.
@@ -122,7 +124,7 @@ class Catalogue:
         Raises:
             InputError: there is no such model, a client may not name it, or there is too little memory.
         """
-        folder = checkpoint.fetch_model(name) if self._is_hub_id(name) else self._find(name)
+        folder = self._folder(name)
         if folder not in self._open:
             needed = self.describe(name).memory
             while len(self._open) >= self._limits.models:
@@ -132,6 +134,17 @@ class Catalogue:
             self._open[folder] = ImageGPT(folder, **self._how)
         self._open.move_to_end(folder)
         return self._open[folder]
+
+    def _folder(self, name: str, small: bool = False) -> Path:
+        """Where a model lies that a client has named; one on the Hub is fetched, if `small` without its weights."""
+        if not self._is_hub_id(name):
+            return self._find(name)
+        if name in self._fetched:
+            return self._fetched[name]
+        folder = checkpoint.fetch_model(name, small=small)
+        if not small:
+            self._fetched[name] = folder
+        return folder
 
     def _is_hub_id(self, name: str) -> bool:
         asked = self.hub and isinstance(name, str) and name not in self._named

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from imagegpt.errors import InputError
-from imagegpt.files import write_whole
+from imagegpt.painting import Result
 from imagegpt.studio import views
-from imagegpt.studio.drawing import Drawn, Kept, Stage, Wanted, completions, new_folder, shown
+from imagegpt.studio.asked import Kept, Wanted
+from imagegpt.studio.drawing import Drawn, Stage, completions, new_folder, write_images
 from imagegpt.studio.page import UNSEEN, Page, Seen
 from imagegpt.studio.widgets import new_maps, new_problem, nothing, problem
 
@@ -44,9 +45,8 @@ def build(page: Page) -> None:
                 about_onward = new_problem()
     page.shows.extend([(board, _board), (stage.problem, nothing), (about_onward, nothing)])
     settings = [how, keep, brush, board]
-    for control in (how, keep, brush):
+    for control in settings:
         control.change(None, settings, board, js=SHOW_KEPT, queue=False, api_visibility="private")
-    board.change(None, settings, board, js=SHOW_KEPT, queue=False, api_visibility="private")
     clear.click(None, board, board, js=CLEAR, queue=False, api_visibility="private")
     how.change(
         lambda how: (gr.update(visible=how == PAINTED), gr.update(visible=how == UPPER)),
@@ -55,7 +55,7 @@ def build(page: Page) -> None:
         **UNSEEN,
     )
     inputs = [page.photo, page.model, how, keep, particles, board, *stage.controls]
-    stage.wire(page, _handler(page), inputs)
+    stage.wire(page, _asking(page), inputs)
     onward.click(_onward(page), [stage.state, stage.samples, keep], [page.photo, keep, about_onward], **UNSEEN)
 
 
@@ -65,38 +65,18 @@ def _board(seen: Seen) -> dict[str, Any]:
     return views.maps(seen.model.grid, [shown], keep=KEEP, brush=3, hint="")
 
 
-def _handler(page: Page) -> Any:
-    async def complete(
-        photo: Any,
-        name: Any,
-        how: Any,
-        keep: Any,
-        particles: Any,
-        board: Any,
-        count: Any,
-        temperature: Any,
-        top_k: Any,
-        top_p: Any,
-        seed: Any,
-        request: gr.Request,
-    ) -> AsyncIterator[Any]:
-        try:
-            wanted = Wanted.read(count, temperature, top_k, top_p, seed)
-            painted = (board or {}).get("painted") if how == PAINTED else None
-            if how == PAINTED and not (isinstance(painted, str) and "1" in painted):
-                raise InputError("Paint over the part of the picture that the model shall draw anew.")
-            kept = Kept.read(keep, painted, particles)
-        except InputError as error:
-            yield gr.skip(), gr.skip(), gr.skip(), problem(str(error))
-            return
-        steps = shown(page.studio, request, name, lambda: completions(page.studio, name, photo, kept, wanted))
-        try:
-            async for step in steps:
-                yield step
-        finally:
-            await steps.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+def _asking(page: Page) -> Callable[..., tuple[str, Callable[[], Iterator[Result]]]]:
+    def ask(
+        photo: Any, name: Any, how: Any, keep: Any, particles: Any, board: Any, *controls: Any
+    ) -> tuple[str, Callable[[], Iterator[Result]]]:
+        wanted = Wanted.read(*controls)
+        painted = (board or {}).get("painted") if how == PAINTED else None
+        if how == PAINTED and not (isinstance(painted, str) and "1" in painted):
+            raise InputError("Paint over the part of the picture that the model shall draw anew.")
+        kept = Kept.read(keep, painted, particles)
+        return name, lambda: completions(page.studio, name, photo, kept, wanted)
 
-    return complete
+    return ask
 
 
 def _onward(page: Page) -> Any:
@@ -106,10 +86,8 @@ def _onward(page: Page) -> Any:
             return gr.skip(), gr.skip(), problem("Pick a picture first: click one that was drawn.")
 
         def write() -> str:
-            path = new_folder() / "picked.png"
             image = page.studio.catalogue.open(drawn.model).decode(drawn.ids[picked : picked + 1])[0]
-            write_whole(path, image.save)
-            return str(path)
+            return write_images(new_folder(), {"picked": image})[0]
 
         ids_T = drawn.ids[picked]
         complete = bool((ids_T >= 0).all())

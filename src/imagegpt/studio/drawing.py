@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from gradio.components import Component
 from gradio.utils import get_upload_folder
 from numpy.typing import NDArray
+from PIL import Image
 
 from imagegpt.animation import drawing_frames, write_gif
 from imagegpt.errors import InputError
@@ -24,11 +25,10 @@ from imagegpt.painting import Result
 from imagegpt.pipeline import ImageGPT
 from imagegpt.sheet import enlarge, sample_sheet
 from imagegpt.studio import views
-from imagegpt.studio.limits import number, whole
+from imagegpt.studio.asked import Kept, Wanted
 from imagegpt.studio.page import UNSEEN, Page, Studio, read_photo
 from imagegpt.studio.widgets import new_problem, new_samples, problem
 
-MOST_SEED = 2**32 - 1
 KEPT_SECONDS = 3600
 
 
@@ -47,72 +47,6 @@ class Drawn:
     ids: NDArray[np.int64]
     known: NDArray[np.bool_]
     seed: int | list[int]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """How pictures are to be drawn, as the controls say it.
-
-    Args:
-        count: how many.
-        temperature: see `imagegpt.engine.warp.Sampling`.
-        top_k: 0 for all colours.
-        top_p: 1 for all colours.
-        seed: -1 for a new one.
-    """
-
-    count: int = 4
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = -1
-
-    @classmethod
-    def read(cls, count: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any) -> Wanted:
-        """What the controls hold, which a client may have filled with anything.
-
-        Raises:
-            InputError: something that is no such number.
-        """
-        asked = cls(
-            whole("num", count),
-            number("temperature", temperature),
-            whole("top_k", top_k),
-            number("top_p", top_p),
-            whole("seed", seed),
-        )
-        if not -1 <= asked.seed <= MOST_SEED:
-            raise InputError(f"seed must be 0 to {MOST_SEED}, or -1 for a new one, not {seed}.")
-        return asked
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of `ImageGPT.stream`."""
-        return {
-            "temperature": self.temperature,
-            "top_k": self.top_k or None,
-            "top_p": None if self.top_p == 1 else self.top_p,
-            "seed": None if self.seed < 0 else self.seed,
-        }
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What is kept of a picture.
-
-    Args:
-        part: from the top, where nothing is painted.
-        painted: 0 or 1 for each square of the grid, 1 where the model shall paint; `None` for `part`.
-        particles: histories of each sample, where something is painted.
-    """
-
-    part: float = 0.5
-    painted: str | None = None
-    particles: int = 1
-
-    @classmethod
-    def read(cls, part: Any, painted: Any, particles: Any) -> Kept:
-        """What the controls hold; see `Wanted.read`."""
-        return cls(number("keep", part), painted or None, whole("particles", particles))
 
 
 def completions(studio: Studio, name: str, photo: Any, kept: Kept, wanted: Wanted) -> Iterator[Result]:
@@ -145,24 +79,27 @@ def samples(studio: Studio, name: str, wanted: Wanted) -> Iterator[Result]:
 
 async def shown(
     studio: Studio, request: gr.Request, name: str, start: Callable[[], Iterator[Result]]
-) -> AsyncIterator[tuple[Any, Any, Any, str]]:
+) -> AsyncGenerator[tuple[Any, Any, Any, str], None]:
     """Draw, and tell what `Stage`'s components show on the way: samples, what is drawn, files, and a problem."""
     began = time.perf_counter()
     before = studio.turns.waiting if studio.turns.running >= studio.limits.running else None
     line = "Starting." if before is None else f"Waiting: {before + 1} requests come first."
     yield {"pictures": [], "status": line, "picked": None}, None, gr.update(value=None, visible=False), problem()
-    results = studio.stream(request, start)
     try:
-        async for result in results:
-            done = bool((result.ids >= 0).all())
-            told = f"Done in {time.perf_counter() - began:.1f} s." if done else f"{(result.ids >= 0).mean():.0%} drawn."
-            known = result.known.repeat(len(result.ids) // len(result.known), 0)
-            state = Drawn(name, result.ids, known, result.seed)
-            yield views.samples(result, f"{told} Seed {result.seed}."), state, gr.skip(), problem()
+        async with aclosing(studio.stream(request, start)) as results:  # closed now, not when it is collected
+            async for result in results:
+                part = (result.ids >= 0).mean()
+                told = f"{part:.0%} drawn." if part < 1 else f"Done in {time.perf_counter() - began:.1f} s."
+                known = result.known.repeat(len(result.ids) // len(result.known), 0)
+                state = Drawn(name, result.ids, known, result.seed)
+                yield views.samples(result, f"{told} Seed {result.seed}."), state, gr.skip(), problem()
     except InputError as error:
-        yield gr.skip(), gr.skip(), gr.skip(), problem(str(error))
-    finally:
-        await results.aclose()  # pyright: ignore[reportAttributeAccessIssue] - now, not when it is collected
+        yield refused(error)
+
+
+def refused(error: InputError) -> tuple[Any, Any, Any, str]:
+    """The same of what went wrong: what was drawn before stays."""
+    return gr.skip(), gr.skip(), gr.skip(), problem(str(error))
 
 
 def write_files(folder: Path, model: ImageGPT, drawn: Drawn) -> list[str]:
@@ -174,12 +111,19 @@ def write_files(folder: Path, model: ImageGPT, drawn: Drawn) -> list[str]:
         drawn: what it drew, perhaps not to the end.
     """
     images = model.decode(drawn.ids)
-    written = [folder / "sheet.png", *(folder / f"sample-{number}.png" for number in range(1, len(images) + 1))]
-    for path, image in zip(written, [sample_sheet(images), *map(enlarge, images)], strict=True):
-        write_whole(path, image.save)
+    single = {f"sample-{number}": enlarge(image) for number, image in enumerate(images, 1)}
+    written = write_images(folder, {"sheet": sample_sheet(images), **single})
     frames = drawing_frames(model.decode, drawn.ids, drawn.known, model.grid[1])
     write_gif(folder / "drawing.gif", map(sample_sheet, frames))
-    return [str(path) for path in (*written, folder / "drawing.gif")]
+    return [*written, str(folder / "drawing.gif")]
+
+
+def write_images(folder: Path, images: Mapping[str, Image.Image]) -> list[str]:
+    """Write pictures as PNG files of these names into a folder that is there; their paths."""
+    paths = [folder / f"{name}.png" for name in images]
+    for path, image in zip(paths, images.values(), strict=True):
+        write_whole(path, image.save)
+    return [str(path) for path in paths]
 
 
 @dataclass(frozen=True)
@@ -220,8 +164,27 @@ class Stage:
         )
         return cls(shown, gr.State(), files, told, draw, stop, below, controls)
 
-    def wire(self, page: Page, draw: Callable[..., Any], inputs: list[Any]) -> None:
-        """Make the buttons work: `draw` is an event's handler for `inputs`, and yields what `outputs` show."""
+    def wire(
+        self, page: Page, ask: Callable[..., tuple[str, Callable[[], Iterator[Result]]]], inputs: list[Any]
+    ) -> None:
+        """Make the buttons work.
+
+        Args:
+            page: that this is on.
+            ask: takes what `inputs` hold, checks it, and gives the model's name and what starts the drawing.
+            inputs: components.
+        """
+
+        async def draw(request: gr.Request, *told: Any) -> AsyncGenerator[Any, None]:
+            try:
+                name, start = ask(*told)
+            except InputError as error:
+                yield refused(error)
+                return
+            async with aclosing(shown(page.studio, request, name, start)) as steps:
+                async for step in steps:
+                    yield step
+
         quick: dict[str, Any] = {**UNSEEN, "queue": False}
         began = gr.update(interactive=False), gr.update(interactive=True)
         self.draw.click(lambda: began, None, self._buttons, **quick)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -23,7 +24,7 @@ from imagegpt.probe.neighbours import nearest
 from imagegpt.probe.plane import neighbour_plane, principal_plane
 from imagegpt.probe.sweep import Curve
 from imagegpt.studio import views
-from imagegpt.studio.limits import whole
+from imagegpt.studio.asked import whole
 from imagegpt.studio.page import UNSEEN, Page, Seen, Studio, paths_of, read_photo
 from imagegpt.studio.widgets import new_problem, nothing, problem
 
@@ -50,6 +51,11 @@ class Gathered:
     features_ND: NDArray[np.float32]
     total: int
     skipped: list[str]
+
+    @property
+    def done(self) -> bool:
+        """Whether no more will come."""
+        return len(self.names) + len(self.skipped) == self.total
 
     def nearest(self, x_D: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
         """The numbers of the nearest pictures and their cosines, the nearest first."""
@@ -100,6 +106,12 @@ def source_of(studio: Studio, offered: str | None, uploaded: Any) -> Source:
             raise InputError(f"There are no pictures called {offered!r} here.")
         return open_source(studio.data[offered])
     raise InputError("Choose pictures to look among: a folder of yours, or what is offered.")
+
+
+def status_html(gathered: Gathered) -> str:
+    """How many pictures there are by now, and what became of the others."""
+    skipped = f"; {len(gathered.skipped)} can't be read: {gathered.skipped[0]}" if gathered.skipped else ""
+    return f'<p role="status">{len(gathered.names)} of {gathered.total} pictures{escape(skipped)}</p>'
 
 
 def near_html(gathered: Gathered, found: list[tuple[int, float]]) -> str:
@@ -184,31 +196,24 @@ def build(page: Page) -> None:
         layer: Any,
         kind: Any,
         request: gr.Request,
-    ) -> AsyncIterator[Any]:
-        def start() -> Iterator[tuple[Gathered, Any]]:
+    ) -> AsyncGenerator[Any, None]:
+        def start() -> Iterator[tuple[Gathered, str, str]]:
             picture, model = read_photo(photo), studio.catalogue.open(name)
             source = source_of(studio, chosen, uploaded)
             number = whole("layer", layer)
             query_D = model.features(picture, number)
             for gathered in gather(studio, model, source, number):
-                done = len(gathered.names) + len(gathered.skipped) == gathered.total
-                yield gathered, (near_html(gathered, gathered.nearest(query_D[0], NEIGHBOURS)), done)
-                if done:
-                    yield gathered, (plane_html(gathered, kind), None)
+                found = near_html(gathered, gathered.nearest(query_D[0], NEIGHBOURS))
+                yield gathered, found, ""
+                if gathered.done:
+                    yield gathered, found, plane_html(gathered, kind)
 
-        results = studio.stream(request, start)
         try:
-            async for gathered, (html, done) in results:
-                skipped = f"; {len(gathered.skipped)} can't be read: {gathered.skipped[0]}" if gathered.skipped else ""
-                told = f'<p role="status">{len(gathered.names)} of {gathered.total} pictures{escape(skipped)}</p>'
-                if done is None:
-                    yield gr.skip(), html, told, problem()
-                else:
-                    yield html, "", told, problem()
+            async with aclosing(studio.stream(request, start)) as results:
+                async for gathered, near, plane in results:
+                    yield near, plane, status_html(gathered), problem()
         except InputError as error:
             yield gr.skip(), gr.skip(), "", problem(str(error))
-        finally:
-            await results.aclose()  # pyright: ignore[reportAttributeAccessIssue]
 
     inputs = [page.photo, page.model, uploads, offered, layer, kind]
     ask.click(find, inputs, [near, plane, status, about], **UNSEEN)

@@ -1,12 +1,8 @@
-"""What one request, one client and the server as a whole may take, and what a client may tell."""
+"""What one request, one client and the server as a whole may take."""
 
 from __future__ import annotations
 
-import math
-import reprlib
-from contextlib import suppress
 from dataclasses import dataclass, fields
-from typing import Any
 
 from imagegpt.errors import InputError, check_count
 
@@ -48,22 +44,3 @@ class Limits:
         """Refuse more pictures than one request may ask for."""
         if not 1 <= count <= self.samples:
             raise InputError(f"The number of pictures must be 1 to {self.samples}, not {count}.")
-
-
-def number(name: str, value: Any) -> float:
-    """A number that a client told, which may be anything.
-
-    Raises:
-        InputError: it is no finite number.
-    """
-    with suppress(OverflowError):  # of a whole number that is too large
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    raise InputError(f"{name} must be a number, not {reprlib.repr(value)}.")
-
-
-def whole(name: str, value: Any) -> int:
-    """The same of a whole number; see `number`."""
-    if number(name, value) != int(value):
-        raise InputError(f"{name} must be a whole number, not {value!r}.")
-    return int(value)

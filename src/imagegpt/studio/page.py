@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,8 +58,8 @@ class Studio:
         """Compute something short, when it is the client's turn."""
         return await self.turns.run(client_of(request), call)
 
-    def stream(self, request: gr.Request, start: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-        """Compute something long piece by piece, when it is the client's turn."""
+    def stream(self, request: gr.Request, start: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
+        """Compute something long piece by piece, when it is the client's turn; to be closed."""
         return self.turns.stream(client_of(request), start)
 
 

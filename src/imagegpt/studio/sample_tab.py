@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
-from imagegpt.errors import InputError
-from imagegpt.studio.drawing import Stage, Wanted, samples, shown
+from imagegpt.painting import Result
+from imagegpt.studio.asked import Wanted
+from imagegpt.studio.drawing import Stage, samples
 from imagegpt.studio.page import Page
-from imagegpt.studio.widgets import problem
 
 
 def build(page: Page) -> None:
@@ -18,19 +18,8 @@ def build(page: Page) -> None:
     gr.Markdown("The model draws from nothing: what pictures are like, to its mind.")
     stage = Stage.build(page, "Sample")
 
-    async def sample(
-        name: Any, count: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, request: gr.Request
-    ) -> AsyncIterator[Any]:
-        try:
-            wanted = Wanted.read(count, temperature, top_k, top_p, seed)
-        except InputError as error:
-            yield gr.skip(), gr.skip(), gr.skip(), problem(str(error))
-            return
-        steps = shown(page.studio, request, name, lambda: samples(page.studio, name, wanted))
-        try:
-            async for step in steps:
-                yield step
-        finally:
-            await steps.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+    def ask(name: Any, *controls: Any) -> tuple[str, Callable[[], Iterator[Result]]]:
+        wanted = Wanted.read(*controls)
+        return name, lambda: samples(page.studio, name, wanted)
 
-    stage.wire(page, sample, [page.model, *stage.controls])
+    stage.wire(page, ask, [page.model, *stage.controls])

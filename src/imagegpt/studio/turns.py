@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
@@ -65,7 +65,7 @@ class Turns:
         async with self._admitted(client):
             return await self._compute(call)
 
-    async def stream(self, client: str, start: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+    async def stream(self, client: str, start: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
         """Compute something long piece by piece; closing or cancelling this closes it between two pieces.
 
         Args:

@@ -55,7 +55,7 @@ def heat(
 
 
 def maps(grid: tuple[int, int], parts: Sequence[dict[str, Any]], mode: str = "look", **more: Any) -> dict[str, Any]:
-    """The value of `imagegpt.studio.widgets.Maps`.
+    """The value of `imagegpt.studio.widgets.new_maps`.
 
     Args:
         grid: (rows, columns) of squares.
@@ -67,7 +67,7 @@ def maps(grid: tuple[int, int], parts: Sequence[dict[str, Any]], mode: str = "lo
 
 
 def samples(result: Result, status: str, picked: int | None = None) -> dict[str, Any]:
-    """The value of `imagegpt.studio.widgets.Samples`: pictures as far as they are drawn."""
+    """The value of `imagegpt.studio.widgets.new_samples`: pictures as far as they are drawn."""
     drawn = [image for images in result.images for image in images]
     parts = (result.ids >= 0).mean(1)
     pictures = [

@@ -1,4 +1,4 @@
-"""What the page is made of beside Gradio's own components: pictures of squares, samples, a photograph, a sentence."""
+"""What the page is made of beside Gradio's own components: pictures of squares, samples, a sentence, a table."""
 
 from __future__ import annotations
 
