@@ -8,6 +8,7 @@ from string import Template
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from imagegpt import ImageGPT
 from imagegpt.files import write_text, write_whole
@@ -17,17 +18,19 @@ SAMPLES, SAMPLE_SEED = 36, 0
 BEFORE = " (these weights were made before that command by a script with the same recipe)"
 
 
-def write_card(pipeline: ImageGPT, results: Path) -> None:
-    """Write evaluation.json, samples.png and README.md into the model's folder.
+def write_card(pipeline: ImageGPT, results: Path, completions: Image.Image) -> None:
+    """Write evaluation.json, samples.png, completions.png and README.md into the model's folder.
 
     Args:
         pipeline: the model.
         results: folder with the stages' JSON files.
+        completions: the sheet of them.
     """
     folder, found = pipeline.path, read_results(results)
     write_text(folder / "evaluation.json", json.dumps(found["likelihood"], indent=2) + "\n")
     sheet = sample_sheet(pipeline.sample(SAMPLES, seed=SAMPLE_SEED).images[0])
     write_whole(folder / "samples.png", sheet.save)
+    write_whole(folder / "completions.png", completions.save)
     write_text(folder / "README.md", card_text(pipeline, found))
 
 
@@ -67,6 +70,7 @@ def facts_of(pipeline: ImageGPT, training: dict[str, Any], found: dict[str, dict
             f"| {row['labels_per_class']} | {_percent(row['mean'])} | {100 * row['deviation']:.2f} |"
             for row in probe["few_labels"]
         ),
+        "pictures": f"{found['likelihood']['pictures']:,}",
         "low": found["likelihood"]["confidence_95"][0],
         "high": found["likelihood"]["confidence_95"][1],
         "int8_pictures": f"{found['int8']['pictures']:,}",

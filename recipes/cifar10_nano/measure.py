@@ -20,14 +20,16 @@ from typing import Any
 
 import cyclopts
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from card import write_card
+from card import SAMPLE_SEED, SAMPLES, write_card
 from counting import Counting
 from imagegpt import ImageGPT, __version__, checkpoint
 from imagegpt.cli.output import working
+from imagegpt.codec.quality import Quality
 from imagegpt.data.records import read_records
 from imagegpt.data.sources import open_source
 from imagegpt.engine.score import bits_per_dim
@@ -37,10 +39,10 @@ from imagegpt.probe.neighbours import nearest
 from imagegpt.sheet import Cell, draw_sheet, enlarge
 
 RESULTS = Path(__file__).parent / "results"
+LEFT_NEIGHBOUR = Path(__file__).parents[2] / "docs" / "completions-left-neighbour.png"
 INT8_PICTURES = 1000  # a score in int8 takes the steps of sampling
 LABELS = "4,25,400"  # a class: the paper's
 SHOWN, SEED = 10, 0  # completions on the sheets: the first so many validation pictures
-SAMPLES = 36  # whose neighbours are looked for, those of the card
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def likelihood(of: Measured) -> dict[str, Any]:
     """nats/token on the validation pictures, with what counting models and the palette lose."""
     nats_B = _scores(of.pipeline, of.validation_ids)
     mean, error = float(nats_B.mean()), float(nats_B.std(ddof=1) / len(nats_B) ** 0.5)
-    pixels = of.pixels("validation")
-    loss = of.pipeline.codec.decode(of.pipeline.codec.encode(pixels)).astype(np.float64) - pixels
+    loss = Quality(of.pipeline.codec)
+    loss.add(of.pixels("validation"))
     return {
         "pictures": len(nats_B),
         "nats_per_token": round(mean, 4),
@@ -104,7 +106,7 @@ def likelihood(of: Measured) -> dict[str, Any]:
         "confidence_95": [round(mean - 1.96 * error, 4), round(mean + 1.96 * error, 4)],
         "bits_per_dim_of_palette_ids": round(bits_per_dim(mean, 3), 4),
         **of.counting.nats_per_token(of.validation_ids),
-        "palette_rmse_0_255": round(float(np.sqrt(np.mean(loss**2))), 2),
+        "palette_rmse_0_255": round(loss.result()["rmse"], 2),
         "precision": "float32",
     }
 
@@ -160,7 +162,7 @@ def memorisation(of: Measured) -> dict[str, Any]:
     By features: the cosine at the middle layer.
     """
     pipeline = of.pipeline
-    sampled = pipeline.sample(SAMPLES, seed=SEED).ids
+    sampled = pipeline.sample(SAMPLES, seed=SAMPLE_SEED).ids
     sides = {"samples": sampled, "validation": of.validation_ids[:SAMPLES]}
     train_NP = _flat(pipeline, of.train_ids)
     layer = pipeline.spec.n_layer // 2
@@ -195,13 +197,14 @@ STAGES: dict[str, Callable[[Measured], dict[str, Any]]] = {
 }
 
 
-def completions(of: Measured, folder: Path) -> None:
-    """Draw the first validation pictures' completions by the model and by the counting one, one sheet each."""
+def completions(of: Measured) -> dict[str, Image.Image]:
+    """The first validation pictures' completions by the model and by the counting one, one sheet each."""
     ids_BT, given = of.validation_ids[:SHOWN], of.pipeline.spec.n_positions // 2
     pictures = [Image.fromarray(pixels) for pixels in of.pixels("validation")[:SHOWN]]
     by_model = of.pipeline.complete(pictures, num_samples=1, seed=SEED).ids
     by_counting = of.counting.complete(ids_BT, given, np.random.default_rng(SEED))
-    for name, painted_BT in {"nano": by_model, "left-neighbour": by_counting}.items():
+    sheets = {}
+    for name, painted_BT in {"model": by_model, "counting": by_counting}.items():
         half_BT = np.where(np.arange(ids_BT.shape[1]) < given, ids_BT, -1)
         rows = {"seen": half_BT, "painted": painted_BT}
         cells = [
@@ -211,7 +214,8 @@ def completions(of: Measured, folder: Path) -> None:
             ]
             for words, ids in rows.items()
         ]
-        write_whole(folder / f"completions-{name}.png", draw_sheet(cells).save)
+        sheets[name] = draw_sheet(cells)
+    return sheets
 
 
 def _scores(pipeline: ImageGPT, ids_BT: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -266,7 +270,7 @@ def measure(
         model: "nano" or a model folder.
         stage: of which stages; default: all.
         work: folder for features and runs.
-        write: then write the card, its pictures and the two sheets of completions.
+        write: then write the card, its pictures, and the counting model's completions beside docs/nano.md.
     """
     of = Measured(model, data.resolve(), work)
     make_folder(work)
@@ -274,15 +278,16 @@ def measure(
     fingerprint = checkpoint.fingerprint(of.pipeline.path)
     for name in stage or STAGES:
         path = RESULTS / f"{name}.json"
-        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["model"] == fingerprint:
+        if path.exists() and json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:
             print(f"{name}: known")
             continue
-        found = {"model": fingerprint, "imagegpt": __version__, **STAGES[name](of)}
+        found = {"fingerprint": fingerprint, "imagegpt": __version__, "torch": torch.__version__, **STAGES[name](of)}
         write_text(path, json.dumps(found, indent=2) + "\n")
         print(f"{name}: measured")
     if write:
-        completions(of, Path(__file__).parents[2] / "docs")
-        write_card(of.pipeline, RESULTS)
+        sheets = completions(of)
+        write_whole(LEFT_NEIGHBOUR, sheets["counting"].save)
+        write_card(of.pipeline, RESULTS, sheets["model"])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from imagegpt.errors import InputError
 
 CARD = "README.md"
 LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "LICENCE.md", "LICENCE.txt")
-PICTURES = ("samples.png", "confusion.png", "reliability.png")
+PICTURES = ("samples.png", "completions.png", "confusion.png", "reliability.png")
 TRAINING, CONVERSION, EVALUATIONS = "training.json", "conversion.json", "evaluation*.json"
 RECORDS = (TRAINING, CONVERSION, EVALUATIONS)
 SMALL = (checkpoint.CONFIG, PREPROCESSOR, "generation_config.json", CARD, *LICENCES, *PICTURES)
