@@ -113,7 +113,14 @@ def test_of_an_evaluation_the_card_s_names_are_kept():
 
 def test_the_card_is_filled_from_result_files():
     words = card.card_text(ImageGPT.from_pretrained("nano"), FOUND)
-    for told in ("**1.5**", "95 % confidence interval 1.48 to 1.52", "0.034 %", "| 4 | 50.00 % | 90.00 % |", "layer\n4 with 50.00 %", "64.28 %"):
+    for told in (
+        "**1.5**",
+        "95 % confidence interval 1.48 to 1.52",
+        "0.034 %",
+        "| 4 | 50.00 % | 90.00 % |",
+        "layer\n4 with 50.00 %",
+        "64.28 %",
+    ):
         assert told in words
     assert "| the nearest of all | 20 | 21 |" in words
     assert "| the same, pixel for pixel | 0 | 1 |" in words

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -30,6 +28,7 @@ from imagegpt.train.guard import Guard
 from imagegpt.train.journal import Journal
 from imagegpt.train.optimizers import Schedule, schedule_of
 from imagegpt.train.processes import Processes, processes
+from imagegpt.train.stopping import Stop, stopping
 from imagegpt.train.task import Task, task_of
 from imagegpt.train.training import Gradient, Training
 
@@ -151,8 +150,8 @@ class Run:
         training.scale.restore(progress["scale"])
         self.guard.restore(progress["losses"])
 
-    def go(self, stop: threading.Event) -> dict[str, Any]:
-        """Train from here to the end, or until `stop` is set.
+    def go(self, stop: Stop) -> dict[str, Any]:
+        """Train from here to the end, or until `stop` is asked.
 
         Returns:
             See `train`.
@@ -178,7 +177,7 @@ class Run:
         """Whether validations have stopped getting better."""
         return 0 < self.recipe.watch.patience <= self.waited
 
-    def _follow(self, stream: Iterator[Batch], stop: threading.Event) -> bool:
+    def _follow(self, stream: Iterator[Batch], stop: Stop) -> bool:
         """Update after update; False where the run was rolled back."""
         self._clock.start()
         for batch in stream:
@@ -192,7 +191,7 @@ class Run:
             self.step, self.position = self.step + 1, self.position + 1
             self.seconds += self._clock.tick()
             self._log(gradient, factor, told)
-            stopped = self.group.any(stop.is_set())
+            stopped = self.group.any(stop.asked)
             self._look(stopped)
             if stopped or self.done:
                 return True
@@ -378,18 +377,3 @@ def _told(out: Path) -> Iterator[None]:
     except OSError as error:
         what = error.filename2 or error.filename or out
         raise InputError(f"The run in {out} stops: {what} can't be used ({error.strerror or error}).") from None
-
-
-@contextmanager
-def stopping() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that an update is finished and saved."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-    before = {kind: signal.signal(kind, lambda *_: stop.set()) for kind in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
