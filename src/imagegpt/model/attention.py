@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model.dropout import dropped_attention
-from imagegpt.model.layers import ResidualProjection
+from imagegpt.model.layers import ResidualProjection, without_autocast
 
 
 class KeyValueCache(Protocol):
@@ -53,7 +53,7 @@ def eager_attention(
         The output (B, T, N, H), and the probabilities (B, N, T, S) in the values' dtype.
     """
     factor = q_BNTH.shape[-1] ** -0.5 if scaling is None else scaling
-    with torch.autocast(q_BNTH.device.type, enabled=False):
+    with without_autocast(q_BNTH):
         wide = torch.promote_types(q_BNTH.dtype, torch.float32)
         scores_BNTS = (q_BNTH.to(wide) * factor) @ k_BNSH.to(wide).transpose(-1, -2)
     if mask is None and module.is_causal and scores_BNTS.shape[-2] > 1:

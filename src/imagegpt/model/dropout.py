@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from imagegpt.model.layers import without_autocast
+
 BLOCK_NUMBERS = 1 << 21  # scores of a block: 8 MiB
 LEVELS = 1 << 16  # a random 16-bit number decides on each probability
 
@@ -42,9 +44,11 @@ def dropped_attention(
     Returns:
         The output (B, T, N, H) and no probabilities. Which of them are dropped follows torch's global seed.
     """
+    if q_BNTH.device.type == "meta":  # there are no random numbers without storage
+        return torch.empty_like(q_BNTH).transpose(1, 2), None
     causal = bool(module.is_causal) and mask is None and q_BNTH.shape[2] > 1
     seed = int(torch.randint(2**63 - 1, ()))
-    with torch.autocast(q_BNTH.device.type, enabled=False):
+    with without_autocast(q_BNTH):
         out_BNTH: Any = _DroppedAttention.apply(q_BNTH, k_BNSH, v_BNSH, mask, dropout, scaling, causal, seed)
     return out_BNTH.transpose(1, 2), None
 
@@ -57,7 +61,7 @@ class _DroppedAttention(torch.autograd.Function):
         blocks = _Blocks(q, k, mask, dropout, scaling, *rest)
         values, out = v.float(), torch.empty_like(q)
         for rows, end, probs, kept in blocks:
-            out[:, :, rows] = (probs.mul_(kept) @ values[:, :, :end]).mul_(1 / blocks.keep)
+            out[:, :, rows] = (probs.mul_(kept) @ values[:, :, :end]).mul_(blocks.scale)
         ctx.save_for_backward(q, k, v, mask, out)
         ctx.settings = (dropout, scaling, *rest)
         return out
@@ -73,12 +77,12 @@ class _DroppedAttention(torch.autograd.Function):
             grad_rows = grad[:, :, rows]
             # sum over S of probability times its gradient: the row of the output times its gradient.
             shift = (grad_rows * out[:, :, rows]).sum(-1, keepdim=True)
-            grad_probs = (grad_rows @ values[:, :, :end].transpose(-1, -2)).mul_(kept).mul_(1 / blocks.keep)
+            grad_probs = (grad_rows @ values[:, :, :end].transpose(-1, -2)).mul_(kept).mul_(blocks.scale)
             grad_scores = grad_probs.sub_(shift).mul_(probs)
             grad_q[:, :, rows] = (grad_scores @ blocks.keys[:, :, :end]).mul_(blocks.scaling)
             grad_k[:, :, :end] += grad_scores.transpose(-1, -2) @ blocks.queries[:, :, rows]
             grad_v[:, :, :end] += probs.mul_(kept).transpose(-1, -2) @ grad_rows
-        grad_v.mul_(1 / blocks.keep)
+        grad_v.mul_(blocks.scale)
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), *[None] * 5
 
 
@@ -98,7 +102,7 @@ class _Blocks:
         self.queries, self.keys = q_BNTH.float() * scaling, k_BNSH.float()
         self.mask, self.scaling, self.causal, self.seed = mask, scaling, causal, seed
         self.dropped = round(dropout * LEVELS)
-        self.keep = 1 - self.dropped / LEVELS
+        self.scale = LEVELS / (LEVELS - self.dropped) if self.dropped < LEVELS else 0.0
 
     def __iter__(self) -> Iterator[tuple[slice, int, torch.Tensor, torch.Tensor]]:
         """Yield rows, the number of keys they may see, probabilities and what is kept (bool), both (B, N, R, keys)."""

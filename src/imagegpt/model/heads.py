@@ -16,7 +16,7 @@ from imagegpt.checkpoint import OLD_MASKS
 from imagegpt.config import ImageGPTConfig
 from imagegpt.model.generation import ImageGPTGenerationMixin
 from imagegpt.model.inputs import behind_start, without_old_name
-from imagegpt.model.losses import class_loss, id_loss, next_ids, without_padding
+from imagegpt.model.losses import check_labels, class_loss, id_loss, next_ids, without_padding
 from imagegpt.model.modeling import ImageGPTModel, ImageGPTPreTrainedModel
 
 
@@ -74,8 +74,9 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
         Args:
             labels: (B, T) ids in either form. As documented by Hugging Face: equal to the inputs, and shifted inside,
                 so T inputs give the loss of T - 1 ids. Or the next ids: inputs SOS and the first T - 1 ids, labels
-                all T ids: the paper's loss, as `image_loss` gives it. -100, SOS and padding are ignored. With labels
-                the inputs may be SOS and all T ids: the last one is then only a label.
+                all T ids: the paper's loss, as `image_loss` gives it. Each row's form is told by whether its labels
+                are rather its inputs or the next of them; with `inputs_embeds` it is the first. -100, SOS and padding
+                are ignored. With labels the inputs may be SOS and all T ids: the last one is then only a label.
             logits_to_keep: only the last so many positions' logits, or those at these indices; 0 for all.
             num_items_in_batch: labels that count in all batches of one update; the loss is then the sum over it.
             kwargs: `shift_labels`, (B, T) targets that are aligned with the positions already; they replace `labels`.
@@ -96,13 +97,17 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
             True
         """
         input_ids, shift_labels = without_old_name(input_ids, pixel_values), kwargs.pop("shift_labels", None)
+        for name, each in {"labels": labels, "shift_labels": shift_labels}.items():
+            if each is not None and (given := input_ids if input_ids is not None else inputs_embeds) is not None:
+                check_labels(each, given, name)
         targets, mask_BS = shift_labels, attention_mask
         if targets is None and labels is not None and self._is_picture_with_start(input_ids, past_key_values):
             targets = labels[:, 1:]
-            input_ids, attention_mask, token_type_ids, position_ids = (
-                None if given is None else given[:, :-1]
-                for given in (input_ids, attention_mask, token_type_ids, position_ids)
+            input_ids, token_type_ids, position_ids = (
+                None if given is None else given[..., :-1] for given in (input_ids, token_type_ids, position_ids)
             )
+            if attention_mask is not None:  # a ready one has its queries and its keys last
+                attention_mask = attention_mask[..., :-1, :-1] if attention_mask.ndim == 4 else attention_mask[:, :-1]
         trunk = self.transformer(
             input_ids,
             past_key_values=past_key_values,
@@ -128,7 +133,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGPTGeneration
                 targets = next_ids(labels, input_ids, sos)
                 mask_BS = None if mask_BS is None else nn.functional.pad(mask_BS, (0, 1), value=1)
             targets = without_padding(targets, mask_BS)
-        if targets is not None and targets.shape[1] > logits_BTK.shape[1]:
+        if targets is not None:
             targets = targets[:, kept]
         output = CausalLMOutputWithCrossAttentions(
             loss=None if targets is None else id_loss(logits_BTK, targets, sos, num_items_in_batch),
@@ -233,9 +238,9 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
             `loss` (with labels; a float32 scalar), `logits` (B, C), and what the trunk returns.
         """
         input_ids = without_old_name(input_ids, pixel_values)
-        if self.config.classifier_start and input_ids is not None:
-            if past_key_values is not None or attention_mask is not None:
-                raise ValueError("This classifier reads whole pictures: ids alone, no attention_mask and no past.")
+        if self.config.classifier_start:
+            if past_key_values is not None or attention_mask is not None or input_ids is None:
+                raise ValueError("This classifier reads whole pictures: input_ids alone, no mask, past or embeddings.")
             input_ids = behind_start(input_ids, self.config.vocab_size - 1)
         trunk = self.transformer(
             input_ids,

@@ -62,6 +62,23 @@ def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | N
         raise TypeError(f"input_ids must be whole numbers, not {input_ids.dtype}.")
 
 
+def one_each(values: torch.Tensor, given: torch.Tensor, name: str) -> torch.Tensor:
+    """Numbers that go with inputs, as (B or 1, T).
+
+    Args:
+        values: (B, T), (1, T) or (T,).
+        given: (B, T) ids, or (B, T, D) embeddings.
+        name: what the numbers are called.
+
+    Raises:
+        ValueError: another shape.
+    """
+    batch, length = given.shape[:2]
+    if not torch.compiler.is_compiling() and tuple(values.shape) not in ((batch, length), (1, length), (length,)):
+        raise ValueError(f"{name} must have the shape ({batch}, {length}), not {tuple(values.shape)}.")
+    return values.view(-1, length)
+
+
 def embed(table: nn.Module, ids: torch.Tensor, size: int, what: str, training: bool) -> torch.Tensor:
     """Look ids up, and say which range they must be in.
 
@@ -125,10 +142,13 @@ def head_masks(head_mask: torch.Tensor | None, config: PreTrainedConfig) -> Sequ
 
 def check_mask(mask: torch.Tensor, x_BTD: torch.Tensor, past: Any) -> None:
     """Refuse masks that are not (B, past + T), or longer for a cache of fixed size, and not ready (B, N, T, S) ones."""
+    if torch.compiler.is_compiling():
+        return
     past_length = 0 if past is None else past.get_seq_length()
     needed = x_BTD.shape[1] + (past_length if isinstance(past_length, int) else 0)
-    fits = mask.ndim == 4 or (mask.ndim == 2 and mask.shape[0] == x_BTD.shape[0] and mask.shape[1] >= needed)
-    if not torch.compiler.is_compiling() and not fits:
+    longer = past is not None and past.is_compileable and mask.shape[1] > needed
+    fits = mask.ndim == 2 and mask.shape[0] == x_BTD.shape[0] and (mask.shape[1] == needed or longer)
+    if not fits and mask.ndim != 4:
         raise ValueError(f"attention_mask must have the shape ({x_BTD.shape[0]}, {needed}), not {tuple(mask.shape)}.")
 
 

@@ -8,6 +8,7 @@ Shape suffixes: B batch, T tokens, D width.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,6 +45,11 @@ class ImageGPTRMSNorm(nn.Module):
     def extra_repr(self) -> str:
         """Width and eps, for printing the model."""
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+def without_autocast(x: torch.Tensor) -> AbstractContextManager[Any]:
+    """Computes in the tensors' own dtypes; tensors without storage have no autocast to switch off."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

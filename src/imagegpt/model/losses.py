@@ -15,9 +15,10 @@ def next_ids(labels_BT: torch.Tensor, inputs_BT: torch.Tensor | None, sos: int) 
     """What each position must predict, from `labels` in either of two forms, row by row.
 
     The documented form repeats the inputs, so the label of the next position is the one to predict. The other form
-    is the next ids themselves: the input is SOS and the first ids, the labels are all ids. It is known by its first
-    label, a colour where the input is SOS, and by its labels being the inputs one position on; such a row is taken
-    as it stands.
+    is the next ids themselves: the input is SOS and the first ids, the labels are all ids; such a row is taken as it
+    stands. Which of them a row has is told by its labels that count: whether more of them, and more than half, are the
+    input one position on than are the input of their own position. Where as many are, a colour as the label of SOS
+    decides for the next ids.
 
     Args:
         labels_BT: labels, of the inputs' length.
@@ -28,12 +29,31 @@ def next_ids(labels_BT: torch.Tensor, inputs_BT: torch.Tensor | None, sos: int) 
         (B, T) ids; `IGNORED_LABEL` where there is nothing to predict.
     """
     shifted_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED_LABEL)
-    if inputs_BT is None or inputs_BT.shape != labels_BT.shape:
+    if inputs_BT is None:
         return shifted_BT
-    first_B = labels_BT[:, 0]
-    follows_BT = (labels_BT[:, :-1] == inputs_BT[:, 1:]) | (labels_BT[:, :-1] == IGNORED_LABEL)
-    as_they_are_B = (inputs_BT[:, 0] == sos) & (first_B >= 0) & (first_B < sos) & follows_BT.all(-1)
+    first_B, early_BT = labels_BT[:, 0], labels_BT[:, :-1]
+    counted_BT = early_BT != IGNORED_LABEL
+    next_B = ((early_BT == inputs_BT[:, 1:]) & counted_BT).sum(-1)
+    same_B = ((early_BT == inputs_BT[:, :-1]) & counted_BT).sum(-1)
+    first_is_next_B = (inputs_BT[:, 0] == sos) & (first_B >= 0) & (first_B < sos)
+    as_they_are_B = ((next_B > same_B) & (2 * next_B > counted_BT.sum(-1))) | ((next_B == same_B) & first_is_next_B)
     return torch.where(as_they_are_B[:, None], labels_BT, shifted_BT)
+
+
+def check_labels(labels: torch.Tensor, given: torch.Tensor, name: str = "labels") -> None:
+    """Refuse labels that have not one id for each input.
+
+    Args:
+        labels: of a call.
+        given: (B, T) ids, or (B, T, D) embeddings.
+        name: what the labels are called.
+
+    Raises:
+        ValueError: they have another shape.
+    """
+    if not torch.compiler.is_compiling() and labels.shape != given.shape[:2]:
+        shape = tuple(given.shape[:2])
+        raise ValueError(f"{name} must have the inputs' shape, {shape}, not {tuple(labels.shape)}.")
 
 
 def without_padding(targets_BT: torch.Tensor, mask_BS: torch.Tensor | None) -> torch.Tensor:
@@ -94,11 +114,14 @@ def class_loss(
     """
     labels, logits = labels.to(logits_BC.device), logits_BC.float()
     if problem_type == "single_label_classification":
+        if labels.shape not in (logits.shape[:1], (logits.shape[0], 1)):
+            raise ValueError(f"labels must have the shape ({logits.shape[0]},), not {tuple(labels.shape)}.")
         labels = labels.flatten()
         total = _cross_entropy_sum(logits, labels, f"labels must be class numbers, 0..{logits.shape[-1] - 1}")
         counted = (labels != IGNORED_LABEL).sum()
     elif problem_type in ("multi_label_classification", "regression"):
-        if labels.numel() != logits.numel():
+        numbers = problem_type == "regression" and logits.shape[-1] == 1 and labels.shape == logits.shape[:1]
+        if not numbers and labels.shape != logits.shape:
             raise ValueError(f"{problem_type} needs labels of shape {tuple(logits.shape)}, not {tuple(labels.shape)}.")
         labels = labels.reshape(logits.shape).float()
         measure = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits

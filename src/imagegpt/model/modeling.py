@@ -33,6 +33,7 @@ from imagegpt.model.inputs import (
     check_mask,
     embed,
     head_masks,
+    one_each,
     positions_from_mask,
     without_old_name,
 )
@@ -162,16 +163,22 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
                 "integer. Please make sure to pass an integer"
             )
         size = old_size if new_num_tokens is None else new_num_tokens
+        if not isinstance(size, int):
+            raise ValueError(f"The number of ids must be a whole number, not {size!r}.")
         if pad_to_multiple_of is not None:
             size = math.ceil(size / pad_to_multiple_of) * pad_to_multiple_of
         if size == old_size:
             return embedding
         if size < 2:
             raise ValueError(f"{size} ids are too few: at least one colour and the start token.")
-        sos_1D = embedding.weight.data[-1:].clone()
-        embedding.weight.data = embedding.weight.data[:-1]
-        self._get_resized_embeddings(embedding, size - 1, mean_resizing=mean_resizing)
-        embedding.weight.data = torch.cat([embedding.weight.data, sos_1D])
+        before = embedding.weight.data
+        embedding.weight.data = before[:-1]
+        try:
+            self._get_resized_embeddings(embedding, size - 1, mean_resizing=mean_resizing)
+            embedding.weight.data = torch.cat([embedding.weight.data, before[-1:]])
+        except BaseException:  # such as too little memory: the model is as it was
+            embedding.weight.data, embedding.num_embeddings = before, old_size
+            raise
         embedding.num_embeddings = size
         head: Any = self.get_output_embeddings()
         if head is not None and head.weight is not embedding.weight:
@@ -304,7 +311,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         places = embed(self.wpe, positions, self.config.n_positions, "positions", self.training)
         x_BTD = x_BTD + places.to(x_BTD.device)
         if token_type_ids is not None:
-            x_BTD = x_BTD + self._embed_ids(token_type_ids, "token_type_ids")
+            types = one_each(token_type_ids, given, "token_type_ids")
+            x_BTD = x_BTD + self._embed_ids(types, "token_type_ids")
         x_BTD = self.drop(x_BTD)
 
         hidden_states, attentions, cross_attentions = [], [], []
@@ -362,7 +370,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
     ) -> torch.Tensor:
         """(B or 1, T) positions, from the first of: the caller's, the padding's, the past's length."""
         if position_ids is not None:
-            return position_ids.view(-1, given.shape[1])
+            return one_each(position_ids, given, "position_ids")
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
             return positions_from_mask(mask.to(given.device), given.shape[1])
         if cache_position is not None:
