@@ -441,3 +441,47 @@ def test_a_fingerprint_sees_which_bytes_are_in_which_file(sharded):
     second.write_bytes(contents[0])
     first.write_bytes(contents[1])
     assert checkpoint.fingerprint(sharded) != before
+
+
+# A config.json of another network.
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("layers", [1, 3, 10**12])
+def test_other_blocks_than_config_json_asks_for(folder, layers):
+    change_config(folder, n_layer=layers)
+    refuses(folder, f"asks for n_layer {layers}", "the weights have 2 blocks")
+
+
+def test_a_head_beside_an_embedding_that_is_the_head(folder):
+    change_config(folder, tie_word_embeddings=True)
+    refuses(folder, "lm_head.weight", "tie_word_embeddings")
+
+
+def test_a_tensor_of_another_kind_of_network(folder):
+    change_weights(folder, transformer__h__1__ln_1__bias=torch.zeros(32))
+    refuses(folder, "transformer.h.1.ln_1.bias", "config.json")
+
+
+def test_weights_of_cross_attention_may_be_there(folder):
+    change_weights(folder, transformer__h__1__crossattention__c_proj__bias=torch.zeros(32))
+    check(folder)
+
+
+def test_old_files_are_compared_too(folder):
+    torch.save(load_file(folder / ONE), folder / "pytorch_model.bin")
+    (folder / ONE).unlink()
+    assert len(checkpoint.load_tensors(folder))
+    change_config(folder, n_layer=1)
+    with pytest.raises(InputError, match=r"asks for n_layer 1, and the weights have 2 blocks"):
+        checkpoint.load_tensors(folder)
+
+
+def test_is_causal_is_true_or_false(folder):
+    change_config(folder, is_causal="no")
+    with pytest.raises(InputError, match="is_causal must be true or false, not 'no'"):
+        checkpoint.is_causal(folder)

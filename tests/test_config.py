@@ -114,6 +114,11 @@ def test_from_size_of_an_unknown_size_is_a_value_error():
         ({"vocab_size": 1}, "vocab_size"),
         ({"n_embd": "wide"}, "n_embd"),
         ({"n_layer": 1.5}, "n_layer"),
+        ({"layer_norm_epsilon": -1.0}, "layer_norm_epsilon"),
+        ({"resid_pdrop": 1.5}, "resid_pdrop"),
+        ({"attn_pdrop": -0.1}, "attn_pdrop"),
+        ({"initializer_range": -1.0}, "initializer_range"),
+        ({"activation_function": "foo"}, "activation_function 'foo' is unknown"),
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ import pytest
 
 from imagegpt import __version__, parts
 from imagegpt.errors import InputError
-from imagegpt.parts import Parts
+from imagegpt.parts import NoResultError, Parts, recorded
 
 FACTS = {"seed": 0, "layers": [1, 2], "limit": None, "rate": 0.5, "name": "ä"}
 PATIENCE = parts.PATIENCE
@@ -204,6 +204,93 @@ def test_parts_of_other_facts_are_refused_and_stay(place, name):
         run()
     assert run.made == []
     assert listing(place) == before
+
+
+def killed(facts=FACTS, size=2):
+    """A run is killed in its first part."""
+    with pytest.raises(StoppedError):
+        Run(9, size, facts=facts, during=lambda _: (_ for _ in ()).throw(StoppedError))()
+    Path("out.txt.parts/.part-0badf00d.txt").write_text("half")
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_a_folder_in_which_no_part_was_finished_is_taken_over(place, name):
+    killed()
+    run = Run(9, 4, facts={**FACTS, name: "other"})
+    assert run() == 9
+    assert run.made == [(0, 4), (4, 4), (8, 1)]  # in parts of its own size
+    assert listing(place) == ["out.txt"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"part": 0}'])
+def test_a_damaged_record_of_no_part_is_replaced(content):
+    killed()
+    Path("out.txt.parts/run.json").write_bytes(content)
+    assert Run(9, 4)() == 9
+    assert lines() == list(range(9))
+
+
+def test_a_run_whose_folder_another_one_took_over_puts_no_part_into_it(place):
+    """Both began before any part was finished: the parts of two settings are never mixed."""
+    with pytest.raises(InputError, match=r"out\.txt\.parts holds another run's lines by now"):
+        Run(9, 2, during=lambda _: killed({**FACTS, "seed": 1}))()
+    assert "out.txt.parts/part-000000000.txt" not in listing(place)
+    assert json.loads(Path("out.txt.parts/run.json").read_text(encoding="utf-8"))["seed"] == 1  # the other one's stays
+
+
+def test_a_run_whose_folder_another_one_took_over_and_finished_leaves_its_result():
+    with pytest.raises(InputError):
+        Run(9, 2, during=lambda _: Run(9, 2, facts={**FACTS, "seed": 1})())()
+    assert json.loads(Path("out.txt").read_text().splitlines()[0])["seed"] == 1
+
+
+def refuse(at):
+    def during(first):
+        if first == at:
+            raise InputError("4.png is no picture.")
+
+    return during
+
+
+def test_what_is_refused_before_any_part_is_done_leaves_nothing(place):
+    with pytest.raises(InputError, match=r"4\.png"):
+        Run(9, 2, during=refuse(0))()
+    assert listing(place) == []
+
+
+def test_what_is_refused_later_keeps_the_parts(place):
+    with pytest.raises(InputError, match=r"4\.png"):
+        Run(9, 2, during=refuse(4))()
+    assert len(listing(place)) == 4  # the folder, two parts and the record
+    run = Run(9, 2)
+    run()
+    assert run.made == [(4, 2), (6, 2), (8, 1)]
+
+
+def test_a_process_among_several_leaves_the_folder_to_the_others():
+    with pytest.raises(InputError, match=r"4\.png"):
+        Run(9, 2, 1, 2, during=refuse(2))()
+    assert Path("out.txt.parts/run.json").exists()
+
+
+def test_parts_that_make_no_result_go(place):
+    run = Run(6, 3)
+
+    def join(path, files):
+        raise NoResultError("None of them can be read.")
+
+    with pytest.raises(InputError, match="None of them"):
+        run.parts.run(3, run.make, join, run.joined)
+    assert listing(place) == []
+
+
+def test_a_fact_is_recorded_by_parts_alone():
+    assert recorded(Path("out.txt"), "seed") is None
+    killed()
+    assert recorded(Path("out.txt"), "seed") is None
+    with pytest.raises(InputError):
+        Run(9, 2, during=refuse(4))()
+    assert recorded(Path("out.txt"), "seed") == 0
 
 
 # Several processes.

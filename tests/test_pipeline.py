@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import imagegpt
 from imagegpt.errors import InputError
@@ -555,3 +556,59 @@ def test_no_picture_and_a_broken_picture(model):
 def test_ids_that_are_no_colours_can_not_be_decoded(model):
     with pytest.raises(ValueError, match="Id 16 is no colour"):
         model.decode(np.full((1, 64), 16))
+
+
+# Numbers that are none.
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_damaged_weights_are_told_and_not_drawn_from(copied, backend):
+    weights = load_file(copied / "model.safetensors")
+    weights["transformer.h.0.ln_1.weight"][3] = np.nan
+    save_file(weights, copied / "model.safetensors")
+    damaged = ImageGPT.from_pretrained(copied, device="cpu", backend=backend)
+    with pytest.raises(InputError, match="scores that are no numbers"):
+        damaged.sample(2, seed=0)
+    with pytest.raises(InputError, match="features that are no numbers in fp32"):
+        damaged.features(picture())
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    plain = model.complete([picture(), picture()], 0.5, 2, top_k=5, seed=[3, 4], batch_size=3)
+    same = model.complete(
+        [picture(), picture()],
+        np.float64(0.5),
+        np.int64(2),
+        top_k=np.int64(5),
+        seed=np.array([3, 4]),
+        batch_size=np.int32(3),
+    )
+    np.testing.assert_array_equal(plain.ids, same.ids)
+    np.testing.assert_array_equal(model.features(picture(), 1), model.features(picture(), np.array([1]))[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"seed": "0"}, "seed must be a whole number of at least 0, not '0'"),
+        ({"seed": 1.5}, "seed must be a whole number of at least 0, not 1.5"),
+        ({"temperature": None}, "temperature must be a number, not None"),
+        ({"top_p": "0.5"}, "top_p must be a number, not '0.5'"),
+        ({"n": 2.0}, "n must be a whole number, not 2.0"),
+        ({"batch_size": 2.5}, "batch_size must be a whole number, not 2.5"),
+    ],
+)
+def test_what_is_no_number_is_named(model, options, words):
+    with pytest.raises(InputError, match=words):
+        model.sample(**options)
+
+
+@pytest.mark.parametrize("shape", [(64,), (2, 63), (1, 8, 8)])
+def test_ids_of_another_shape_are_no_pictures(model, shape):
+    with pytest.raises(InputError, match=r"shape \(pictures, 64\), not \("):
+        model.decode(np.zeros(shape, int))
+
+
+def test_onnxruntime_compiles_nothing(tiny_folder):
+    with pytest.raises(InputError, match='compile needs backend="torch"'):
+        ImageGPT.from_pretrained(tiny_folder, backend="onnx", compile=True)

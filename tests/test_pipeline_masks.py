@@ -338,3 +338,20 @@ def test_int8_keeps_what_is_known(tiny_folder):
     known = ~HOLE.ravel()
     np.testing.assert_array_equal(result.ids[:, known], small.encode(picture()).repeat(3, 0)[:, known])
     assert (result.effective_particles >= 1).all()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("axes", [3, 4])
+def test_an_array_of_masks_has_one_for_each_picture(model, count, axes):
+    """Three are no mask in colours, and the fourth is no transparency."""
+    masks = np.stack([np.roll(HOLE, number, 0) for number in range(count)])
+    given = masks if axes == 3 else masks[..., None]
+    pictures = [picture(seed=number) for number in range(count)]
+    known = model.complete(pictures, mask=given, seed=0).known
+    np.testing.assert_array_equal(known.reshape(-1, *GRID), ~masks)
+
+
+def test_a_mask_in_colours_is_one(model):
+    coloured = np.repeat((HOLE * 255).astype(np.uint8)[..., None], 3, 2)
+    known = model.complete([picture(), picture(), picture()], mask=coloured, seed=0).known
+    np.testing.assert_array_equal(known.reshape(-1, *GRID), ~np.stack([HOLE] * 3))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -68,6 +69,22 @@ def test_an_unknown_size_is_a_value_error_that_lists_the_sizes():
 def test_a_number_that_no_model_can_have_is_a_value_error_with_its_name(name, value):
     with pytest.raises(ValueError, match=f"^{name} must be"):
         ModelSpec(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["1e-5", None, -1, math.nan, math.inf, True])
+def test_an_epsilon_that_is_no_number(value):
+    with pytest.raises(ValueError, match=r"^layer_norm_epsilon must be"):
+        ModelSpec(layer_norm_epsilon=value)
+
+
+def test_an_epsilon_is_a_float_whatever_json_made_of_it():
+    assert isinstance(ModelSpec(layer_norm_epsilon=0).layer_norm_epsilon, float)
+
+
+@pytest.mark.parametrize("name", ["scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"])
+def test_a_flag_that_is_no_flag(name):
+    with pytest.raises(ValueError, match=f"^{name} must be true or false, not 'no'"):
+        ModelSpec(**{name: "no"})
 
 
 def test_one_id_alone_is_no_vocabulary():

@@ -375,7 +375,14 @@ def test_unreadable_pictures_are_left_out_and_listed(bad):
 def test_where_none_can_be_read_there_is_no_data_set():
     with pytest.raises(InputError, match=r"data holds no picture that can be read; the first: data/ant/000\.png"):
         tokenise(spoil(Path("data"), *range(COUNT)), on_error="skip")
-    assert not Path("tokens/meta.json").exists()
+    assert not Path("tokens").exists()
+
+
+def test_an_empty_folder_that_was_there_stays():
+    Path("tokens").mkdir()
+    with pytest.raises(InputError, match="holds no picture that can be read"):
+        tokenise(spoil(Path("data"), *range(COUNT)), on_error="skip")
+    assert list(Path("tokens").iterdir()) == []
 
 
 def test_the_first_unreadable_picture_ends_a_run_that_is_not_told_to_skip():

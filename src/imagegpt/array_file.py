@@ -37,6 +37,13 @@ def write_part(path: Path, arrays: Mapping[str, NDArray[Any]], skipped: list[str
     write_tensors(path, entries, lambda name: [arrays[name]], {"skipped": json.dumps(skipped)})
 
 
+def nothing_read(parts: list[Path]) -> str | None:
+    """Why the first picture of all parts could not be read, where none of them could; else `None`."""
+    if any(len(read_tensors(part)["numbers"]) for part in parts):
+        return None
+    return next((sentence for part in parts for sentence in _skipped(part)), None)
+
+
 def join_parts(path: Path, parts: list[Path], facts: Mapping[str, Any]) -> None:
     """Put parts together into the file whose format `path`'s ending names, with a part in memory at a time."""
     _Join(parts, facts).write(path)
@@ -52,7 +59,7 @@ class _Join:
         for file in files:
             for name, array in read_tensors(file).items():
                 self.entries[name] = _joined(self.entries.get(name), array)
-            skipped += json.loads(read_metadata(file)["skipped"])
+            skipped += _skipped(file)
         self.facts = json.dumps({**facts, "skipped": skipped})
 
     def write(self, path: Path) -> None:
@@ -87,6 +94,10 @@ class _Join:
             writer.write_table(table)
         assert writer is not None
         writer.close()
+
+
+def _skipped(part: Path) -> list[str]:
+    return json.loads(read_metadata(part)["skipped"])
 
 
 def _joined(

@@ -159,6 +159,9 @@ class Backbone:
             layers: layers, each from 0 to L.
             pool, batch_size, progress: see `features`.
             backend: "onnx" or "torch", as `feature_backend` chose it for several calls; default: chosen for this one.
+
+        Raises:
+            InputError: features that are no numbers.
         """
         if batch_size is not None:
             check_count("batch_size", batch_size)
@@ -171,6 +174,8 @@ class Backbone:
             stop = min(start + rows, len(ids_BT))
             for layer, values in zip(layers, extractor(inputs_BT[start:stop]), strict=True):
                 found[layer][start:stop] = values
+                if not np.isfinite(values).all():
+                    raise InputError(f"{self.path} gives features that are no numbers in {self.precision}: try fp32.")
             if progress is not None:
                 progress(stop, len(ids_BT))
         return found

@@ -33,6 +33,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.bin", "README.md"]
 SMALL_FILES = ["*.json", "vqvae/*.safetensors", "vqmodel/*.safetensors"]
 Heads = Mapping[str, int]
 # Names of the causal masks that files of old releases carry; a mask is no weight.
+CROSS_ATTENTION = r"\.h\.\d+\.(crossattention|ln_cross_attn)\."  # drawing and features do without
 OLD_MASKS = r"(^|\.)h\.\d+\.(attn|crossattention)\.(masked_)?bias$"
 
 
@@ -107,7 +108,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def is_causal(folder: Path) -> bool:
     """Whether a folder's model sees only the ids before each; False for a bidirectional (BERT) one."""
-    return read_config(folder).get("is_causal", True)
+    causal = read_config(folder).get("is_causal", True)
+    if not isinstance(causal, bool):
+        raise InputError(f"{folder / CONFIG}: is_causal must be true or false, not {causal!r}.")
+    return causal
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -228,16 +232,33 @@ def check_weights(folder: Path, spec: ModelSpec, heads: Heads | None = None) -> 
     """Compare a folder's safetensors with what the spec expects, without reading a tensor; see `expected_shapes`.
 
     Raises:
-        InputError: a tensor is missing or has another shape; the message names the first.
+        InputError: a tensor is missing, has another shape, or is none of this network's; the message names the first.
     """
     stored = stored_tensors(folder)
-    if stored is None:
-        return
-    for name, shape in expected_shapes(spec, heads).items():
+    if stored is not None:
+        _check_shapes(folder, spec, heads, {name: shape for name, (_, shape) in stored.items()})
+
+
+def _check_shapes(folder: Path, spec: ModelSpec, heads: Heads | None, stored: Mapping[str, tuple[int, ...]]) -> None:
+    blocks = {found[1] for name in stored if (found := re.match(r"transformer\.h\.(\d+)\.", name))}
+    if len(blocks) != spec.n_layer:  # first: there may be no memory for the names of all that are asked for
+        raise InputError(
+            f"{folder}: {CONFIG} asks for n_layer {spec.n_layer}, and the weights have {len(blocks)} blocks."
+        )
+    expected = expected_shapes(spec, heads)
+    for name, shape in expected.items():
         if name not in stored:
             raise InputError(_lacks(folder, name, shape))
-        if stored[name][1] != shape:
-            raise InputError(_misshapen(folder, name, stored[name][1], shape))
+        if stored[name] != shape:
+            raise InputError(_misshapen(folder, name, stored[name], shape))
+    if spec.tie_word_embeddings and HEAD in stored:
+        raise InputError(
+            f"{folder}: the weights have {HEAD}, and by {CONFIG} (tie_word_embeddings) the embedding is the head."
+        )
+    left = [name for name in stored if name.startswith("transformer.") and name not in expected]
+    left = [name for name in left if not re.search(CROSS_ATTENTION, name)]
+    if left:
+        raise InputError(f"{folder}: the weights have {left[0]}, which no network has that is as {CONFIG} says.")
 
 
 def load_tensors(folder: Path, heads: Heads | None = None) -> dict[str, NDArray[np.float32]]:
@@ -255,14 +276,9 @@ def load_tensors(folder: Path, heads: Heads | None = None) -> dict[str, NDArray[
     path, found = weights_file(folder), {}
     for file in _shards(path):
         found |= map_tensors(file) if file.suffix == ".safetensors" else _unpickle(file)
-    tensors = {}
-    for name, shape in expected_shapes(spec, heads).items():
-        tensor = found.get(name)
-        if tensor is None:
-            raise InputError(_lacks(folder, name, shape))
-        if tensor.shape != shape:
-            raise InputError(_misshapen(folder, name, tensor.shape, shape))
-        tensors[name] = tensor
+    found = {name: tensor for name, tensor in found.items() if not re.search(OLD_MASKS, name)}
+    _check_shapes(folder, spec, heads, {name: tensor.shape for name, tensor in found.items()})
+    tensors = {name: found[name] for name in expected_shapes(spec, heads)}
     if spec.tie_word_embeddings and heads is None:
         tensors[HEAD] = tensors["transformer.wte.weight"][: spec.num_colors]
     return tensors

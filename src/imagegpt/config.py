@@ -1,10 +1,12 @@
 """ImageGPTConfig: the Hugging Face face of `ModelSpec`."""
 
 import dataclasses
+import math
 from typing import Any, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from imagegpt.spec import ATTRIBUTE_MAP, ModelSpec, size_spec
 
@@ -127,3 +129,10 @@ class ImageGPTConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Refuse numbers that no model can have; called by transformers when a configuration is made."""
         self.spec  # noqa: B018 - building it is the check
+        if self.activation_function not in ACT2FN:
+            raise ValueError(f"activation_function {self.activation_function!r} is unknown to transformers.")
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, not {getattr(self, name)!r}.")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range must be a number of at least 0, not {self.initializer_range!r}.")

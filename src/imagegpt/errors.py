@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 
 class InputError(ValueError):
     """What the user gave can't be used. The message says what is wrong, where, and what to do."""
@@ -34,7 +37,9 @@ def reason(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def check_count(name: str, value: int) -> None:
-    """Refuse a number below 1."""
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is no whole number of at least 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InputError(f"{name} must be a whole number, not {value!r}.")
     if value < 1:
         raise InputError(f"{name} must be at least 1, not {value}.")

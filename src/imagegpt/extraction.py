@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt import __version__, checkpoint
-from imagegpt.array_file import check_format, join_parts, write_part
+from imagegpt.array_file import check_format, join_parts, nothing_read, write_part
 from imagegpt.codec.pictures import OnError
 from imagegpt.data.ids import read_ids
 from imagegpt.data.records import Source, label_array
@@ -23,7 +23,7 @@ from imagegpt.engine.features import Pool, check_pool
 from imagegpt.errors import check_count
 from imagegpt.feature_file import name_of, read_features
 from imagegpt.painting import Progress
-from imagegpt.parts import Parts, recorded, refuse_existing
+from imagegpt.parts import NoResultError, Parts, recorded, refuse_existing
 from imagegpt.pipeline import ImageGPT
 
 PART, GPU_PART = 256, 4096  # pictures: what a kill may cost, against the number of files
@@ -91,7 +91,7 @@ class Extraction:
 
         Raises:
             InputError: `out` is there already, its parts are of another run, the model can't run here, or a picture
-                can't be read.
+                can't be read, or none of them.
         """
         check_format(out)
         if rank == 0:
@@ -108,6 +108,8 @@ class Extraction:
             self._make(backend, range(first, first + count), path, tell)
 
         def join(path: Path, files: list[Path]) -> None:
+            if why := nothing_read(files):
+                raise NoResultError(f"{self.source.path} holds no picture that can be read; the first: {why}")
             join_parts(path, files, told)
 
         return parts.run(self._part_size(), make, join, lambda: read_features(out).facts, progress)

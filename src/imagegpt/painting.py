@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypedDict
 
 import numpy as np
@@ -141,12 +142,13 @@ def last(results: Iterator[Result]) -> Result:
 
 def seeds_for(seed: int | Sequence[int] | None, pictures: int) -> list[int]:
     """A seed for each picture: the one that is given, theirs, or a new one; an InputError says what is wrong."""
-    seeds = (
-        list(seed) if isinstance(seed, Sequence) else [secrets.randbelow(2**32) if seed is None else seed] * pictures
-    )
+    if isinstance(seed, (Sequence, np.ndarray)) and not isinstance(seed, str):
+        seeds: list[Any] = list(seed)
+    else:
+        seeds = [secrets.randbelow(2**32) if seed is None else seed] * pictures
     if len(seeds) != pictures:
         raise InputError(f"There are {pictures} pictures and {len(seeds)} seeds; give one, or one for each.")
     for number in seeds:
-        if number < 0:
-            raise InputError(f"seed must be a whole number of at least 0, not {number}.")
-    return seeds
+        if not isinstance(number, Integral) or number < 0:
+            raise InputError(f"seed must be a whole number of at least 0, not {number!r}.")
+    return [int(number) for number in seeds]

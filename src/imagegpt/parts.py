@@ -2,7 +2,8 @@
 
 Each part is a file in a folder beside the result, so a run continues where the last one was stopped, and processes
 share the parts among them. `run.json` in the folder says what is being made, so that parts of other settings are never
-mixed in. The result is put together when all are there, and the folder goes.
+mixed in; a folder in which no part was finished is anyone's. The result is put together when all are there, and the
+folder goes.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from imagegpt.errors import InputError
 from imagegpt.files import write_text, write_whole
 from imagegpt.painting import Progress
 
+RECORD = "run.json"
 SECONDS_BETWEEN_LOOKS = 0.5
 PATIENCE = 60.0  # seconds without a new part, or five times a part of one's own, after which a process counts as dead
 # Makes a part: the first item, how many, the file; and is told how many items of the part are done.
 Make = Callable[[int, int, Path, Callable[[int], None]], None]
 Join = Callable[[Path, list[Path]], None]
+
+
+class NoResultError(InputError):
+    """No result can come of the parts, whoever joins them; they go."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,32 @@ class Parts:
         size = self._begin(size, joined)
         if not size:
             return 0
+        try:
+            return self._finish(size, make, join, joined, progress)
+        except NoResultError:
+            self._clear()
+            raise
+        except InputError:
+            # Of several processes one does not know whether the others are in the middle of a part.
+            if self.processes == 1 and not has_parts(self.folder) and self.is_ours(size):
+                self._clear()
+            raise
+
+    def is_ours(self, size: int) -> bool:
+        """Whether the folder is that of this very run, in parts of `size` items."""
+        try:
+            return self._is_of_these_facts(found := self._found()) and found["part"] == size
+        except InputError:
+            return False
+
+    def path(self, first: int) -> Path:
+        """The file of the part that begins with item `first`."""
+        return self.folder / f"{self.stem}-{first:09}{self.suffix}"
+
+    def _finish(
+        self, size: int, make: Make, join: Join, joined: Callable[[], dict[str, Any]], progress: Progress | None
+    ) -> int:
+        """Make what is missing of this process's parts, and of all if it is the first; how many items these were."""
         firsts = range(0, self.total, size)
         work = _Work(self, firsts, make, progress)
         made = 0
@@ -82,18 +114,17 @@ class Parts:
             try:
                 made += work.make(first)
             except InputError:
-                if self.rank and self._is_ours(joined):  # taken for dead: the first process made the rest
+                if self.rank and self._is_result(joined):  # taken for dead: the first process made the rest
                     return made
                 raise
         if self.rank == 0:
             made += work.wait()
             write_whole(self.out, lambda temporary: join(temporary, [self.path(first) for first in firsts]))
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._clear()
         return made
 
-    def path(self, first: int) -> Path:
-        """The file of the part that begins with item `first`."""
-        return self.folder / f"{self.stem}-{first:09}{self.suffix}"
+    def _clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _begin(self, size: int, joined: Callable[[], dict[str, Any]]) -> int:
         """Make the folder of a new run, or check that of an interrupted one.
@@ -101,18 +132,18 @@ class Parts:
         Returns:
             The number of items of a part; 0 where another process has joined them all by now.
         """
-        path = self.folder / "run.json"
         if self.out.exists():
-            if self.rank and self._is_ours(joined):
+            if self.rank and self._is_result(joined):
                 return 0
             refuse_existing(self.out)
         try:
             self.folder.mkdir(exist_ok=True)  # and none above it: that would be a misspelt path
         except OSError as error:
             raise InputError(f"The folder {self.folder} can't be made: {error.strerror}.") from None
-        if not path.exists():
-            write_text(path, json.dumps({**self.facts, "part": size, "imagegpt": __version__}, indent=2) + "\n")
-        found = self._found(path)
+        if not has_parts(self.folder) and not self._is_recorded():
+            record = {**self.facts, "part": size, "imagegpt": __version__}
+            write_text(self.folder / RECORD, json.dumps(record, indent=2) + "\n")
+        found = self._found()
         for name, value in self.facts.items():
             if found.get(name) != value:
                 raise InputError(
@@ -121,15 +152,25 @@ class Parts:
                 )
         return found["part"]
 
-    def _is_ours(self, joined: Callable[[], dict[str, Any]]) -> bool:
+    def _is_result(self, joined: Callable[[], dict[str, Any]]) -> bool:
         """Whether `out` is the result of this very run."""
         try:
-            found = joined()
-            return all(found.get(name) == value for name, value in self.facts.items())
+            return self._is_of_these_facts(joined())
         except Exception:  # whatever a foreign file makes a reader raise
             return False
 
-    def _found(self, path: Path) -> dict[str, Any]:
+    def _is_recorded(self) -> bool:
+        """Whether the folder's record is that of such a run, in parts of whatever size."""
+        try:
+            return self._is_of_these_facts(self._found())
+        except InputError:
+            return False
+
+    def _is_of_these_facts(self, found: dict[str, Any]) -> bool:
+        return all(found.get(name) == value for name, value in self.facts.items())
+
+    def _found(self) -> dict[str, Any]:
+        path = self.folder / RECORD
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["part"] >= 1:
@@ -157,7 +198,13 @@ class _Work:
             if self._progress is not None and done < count:
                 self._progress(min(there + done, self._parts.total), self._parts.total)
 
-        write_whole(path, lambda temporary: self._make(first, count, temporary, tell))
+        def write(temporary: Path) -> None:
+            self._make(first, count, temporary, tell)
+            # Before any part was there, another run may have taken the folder over.
+            if not self._parts.is_ours(self._firsts.step):
+                raise InputError(f"{self._parts.folder} holds another run's {self._parts.what} by now.")
+
+        write_whole(path, write)
         self._slowest = max(self._slowest, time.monotonic() - began)
         return count
 
@@ -189,10 +236,18 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
+def has_parts(folder: Path) -> bool:
+    """Whether any part was finished in the folder; what is hidden there was not."""
+    return any(path.name != RECORD for path in folder.glob("[!.]*"))
+
+
 def recorded(out: Path, name: str) -> Any:
-    """A fact of an interrupted run into `out`; `None` of a new one, and of a damaged record, which `Parts` tells."""
+    """A fact of the parts of a run into `out`; `None` where there are none, or their record is damaged."""
+    folder = folder_of(out)
+    if not has_parts(folder):
+        return None
     try:
-        return json.loads((folder_of(out) / "run.json").read_text(encoding="utf-8"))[name]
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))[name]
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

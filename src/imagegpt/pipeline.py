@@ -68,6 +68,8 @@ class ImageGPT(Backbone):
         backend: str | None = None,
         compile: bool = False,
     ) -> None:
+        if compile and backend == "onnx":
+            raise InputError('compile needs backend="torch": onnxruntime compiles nothing.')
         super().__init__(path, device, precision, "torch" if compile and backend is None else backend)
         self._compile = compile
         self._scorer: tuple[str, Scorer] | None = None  # the one in use, and its backend
@@ -111,8 +113,14 @@ class ImageGPT(Backbone):
         return TorchBackend(self.model, self._compile)
 
     def decode(self, ids_BT: NDArray[np.int64]) -> list[Image.Image]:
-        """Ids (B, T) to pictures; where one is -1 its pixels are grey."""
+        """Ids (B, T) to pictures; where one is -1 its pixels are grey.
+
+        Raises:
+            InputError: ids of another shape.
+        """
         ids_BT = np.asarray(ids_BT)
+        if ids_BT.ndim != 2 or ids_BT.shape[1] != self.spec.n_positions:
+            raise InputError(f"The ids must have the shape (pictures, {self.spec.n_positions}), not {ids_BT.shape}.")
         ids_Bhw, factor = unflatten(ids_BT, self.grid), self.codec.factor
         unknown_Bhw = ids_Bhw == UNKNOWN
         pixels_BHWC = self.codec.decode(_continued(ids_Bhw))

@@ -102,6 +102,20 @@ def _arrays(batches: list[tuple[Ids, Scores]], maps: bool) -> dict[str, NDArray[
     return arrays
 
 
+def nothing_read(parts: list[Path]) -> str | None:
+    """Why the first picture of all parts could not be read, where none of them could; else `None`."""
+    if not parts or parts[0].suffix != TABLE:
+        return array_file.nothing_read(parts)
+    first = None
+    for part in parts:
+        with part.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file, COLUMNS):
+                if not row["skipped"]:
+                    return None
+                first = first or row["skipped"]
+    return first
+
+
 def join_parts(path: Path, out: Path, parts: list[Path], facts: Mapping[str, Any]) -> None:
     """Put parts together, with one in memory at a time.
 

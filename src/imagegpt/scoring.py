@@ -15,7 +15,7 @@ from imagegpt.data.records import Source
 from imagegpt.engine.score import Method, Scores, method_of, read_passes
 from imagegpt.errors import check_count
 from imagegpt.painting import Progress
-from imagegpt.parts import Parts, recorded, refuse_existing
+from imagegpt.parts import NoResultError, Parts, recorded, refuse_existing
 from imagegpt.pipeline import ImageGPT
 
 PART, GPU_PART = 256, 4096  # pictures: what a kill may cost, against the number of files
@@ -130,7 +130,8 @@ class Scoring:
             How many pictures this process ran.
 
         Raises:
-            InputError: `out` is there already, its parts are of another run, or a picture can't be read.
+            InputError: `out` is there already, its parts are of another run, or a picture can't be read, or none of
+                them.
         """
         score_file.check_format(out, self.maps)
         if rank == 0:
@@ -151,6 +152,9 @@ class Scoring:
             score_file.write_part(path, batches, self.maps)
 
         def join(path: Path, files: list[Path]) -> None:
+            if why := score_file.nothing_read(files):
+                count = len(self.source)
+                raise NoResultError(f"{self.source.path}: none of its {count} pictures can be read: {why}")
             score_file.join_parts(path, out, files, told)
 
         size = PART if self.model.device in (None, "cpu") else GPU_PART

@@ -72,6 +72,13 @@ class ModelSpec:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}.")
         if self.vocab_size < 2:
             raise ValueError("vocab_size must be at least 2: one colour and the start token.")
+        epsilon: Any = self.layer_norm_epsilon
+        if not isinstance(epsilon, (int, float)) or isinstance(epsilon, bool) or not 0 <= epsilon < math.inf:
+            raise ValueError(f"layer_norm_epsilon must be a number of at least 0, not {epsilon!r}.")
+        object.__setattr__(self, "layer_norm_epsilon", float(epsilon))
+        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}.")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head}).")
         for layer, heads in (self.pruned_heads or {}).items():

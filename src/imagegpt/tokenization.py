@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
@@ -35,7 +36,7 @@ from imagegpt.data.tokens import IDS, LABELS, META
 from imagegpt.errors import InputError
 from imagegpt.files import check_writable, write_whole
 from imagegpt.painting import Progress
-from imagegpt.parts import Parts, folder_of
+from imagegpt.parts import NoResultError, Parts, folder_of
 from imagegpt.tensors import read_metadata, read_tensors
 
 PART = 2048  # views: what a kill may cost, against the number of files
@@ -130,12 +131,21 @@ class Tokenization:
         check_folder(out, rank)
         total = len(self.source) * max(1, self.copies)
         parts = Parts(out / META, total, self.facts, "ids", "part", ".safetensors", rank, processes)
+        is_new = not out.exists()
         try:
             out.mkdir(exist_ok=True)  # and none above it: that would be a misspelt path
         except OSError as error:
             raise InputError(f"The folder {out} can't be made: {error.strerror}.") from None
         size = max(1, min(PART, PART_BYTES // (2 * math.prod(self.grid))))
-        return parts.run(size, self._make, self._join, lambda: json.loads((out / META).read_text("utf-8")), progress)
+        try:
+            return parts.run(
+                size, self._make, self._join, lambda: json.loads((out / META).read_text("utf-8")), progress
+            )
+        except InputError:
+            if is_new and rank == 0:
+                with suppress(OSError):  # it holds parts, which are kept
+                    out.rmdir()
+            raise
 
     def _make(self, first: int, count: int, path: Path, tell: Callable[[int], None]) -> None:
         """The ids of the views from number `first` on."""
@@ -175,7 +185,7 @@ class Tokenization:
         skipped = list(dict.fromkeys(sentence for file in files for sentence in _skipped(file)))  # of all copies, once
         count = sum(len(read_tensors(file)["ids"]) for file in files)
         if not count:
-            raise InputError(f"{self.source.path} holds no picture that can be read; the first: {skipped[0]}")
+            raise NoResultError(f"{self.source.path} holds no picture that can be read; the first: {skipped[0]}")
         names = {IDS: "ids", LABELS: "labels"} if self.source.labelled else {IDS: "ids"}
         meta = {
             **self.facts,

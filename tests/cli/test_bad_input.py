@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from imagegpt.cli.main import main
+from imagegpt.pipeline import ImageGPT
 
 USAGE_HINT = "See: imagegpt --help"
 
@@ -173,6 +174,7 @@ def test_odd_pictures_work(place, model, name):
         ("--keep", "nan", "keep must be at least 0 and below 1"),
         ("--num", "0", "--num must be at least 1"),
         ("--num", "-3", "--num must be at least 1"),
+        ("--num", "9223372036854775807", "--num must be at most 1,000,000,000,000, not 9,223,372,036,854,775,807"),
         ("--temperature", "-1", "temperature must be"),
         ("--temperature", "nan", "temperature must be"),
         ("--top-k", "0", "top_k must be"),
@@ -190,6 +192,16 @@ def test_numbers_out_of_range(refused, tiny_folder, option, value, words):
 def test_words_where_numbers_belong(refused, tiny_folder, option, value):
     sentence = refused("complete", "good.png", "--model", str(tiny_folder), option, value, usage=True)
     assert option in sentence
+
+
+@pytest.mark.parametrize("verb", [["sample"], ["complete", "good.png"]])
+def test_more_pictures_than_fit_into_memory(refused, model, monkeypatch, verb):
+    def allocate(*_, **__):
+        raise MemoryError("Unable to allocate 93.1 TiB for an array with shape (99999999999, 1024)")
+
+    monkeypatch.setattr(ImageGPT, verb[0], allocate)
+    told = refused(*verb, *model)
+    assert told == "There is not enough memory for this: ask for fewer pictures at once."
 
 
 def test_a_part_of_a_sample_is_refused(refused, tiny_folder):
@@ -244,6 +256,7 @@ def save_masks() -> None:
         (["good.png", "small.png", "--mask", "large.png"], "9 x 9"),
         (["good.png", "--mask", "white.png", "--particles", "0"], "particles must be at least 1, not 0"),
         (["good.png", "--particles", "-4"], "particles must be at least 1, not -4"),
+        (["good.png", "--mask", "white.png", "--keep", "0.5"], "--mask says what is painted, and so does --keep"),
     ],
     ids=str,
 )
@@ -277,7 +290,7 @@ class TestModels:
 
     def test_with_a_missing_layer(self, spoiled, refused, verb):
         change_config(spoiled, n_layer=3)
-        assert "transformer.h.2." in refused(*verb, "model")
+        assert "asks for n_layer 3, and the weights have 2 blocks" in refused(*verb, "model")
 
     def test_with_cut_weights(self, spoiled, refused, verb):
         path = spoiled / "model.safetensors"
@@ -357,6 +370,12 @@ def test_output_that_can_not_be_written(refused, model, verb, out, words):
     if out.startswith("/proc") and not Path("/proc/version").exists():
         pytest.skip("no /proc here")
     assert words in refused(*verb, *model, "--out", out)
+
+
+def test_the_endings_that_are_offered_are_those_that_are_taken(refused, model):
+    told = "--out s.txt: give a file that ends in .png, .webp, .jpg, .jpeg{}, or a folder with a / at its end."
+    assert refused("sample", *model, "--out", "s.txt") == told.format(", .npz")
+    assert refused("complete", "good.png", *model, "--out", "s.txt") == told.format("")
 
 
 def test_the_sentence_names_the_file_that_was_asked_for(refused, model):

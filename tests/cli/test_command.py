@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 import classifiers
 from imagegpt import __version__
 from imagegpt.cli.main import main
+from imagegpt.cli.output import print_record
 from imagegpt.pipeline import ImageGPT
 
 
@@ -362,6 +363,23 @@ def test_info_counts_the_parameters_of_the_network(tiny_folder, tiny_model, caps
     assert main(["info", str(tiny_folder), "--json"]) == 0
     expected = sum(parameter.numel() for parameter in tiny_model.parameters())
     assert json.loads(capsys.readouterr().out)["parameters"] == expected
+
+
+def test_info_of_a_codec_that_does_not_fit(folder, capsys):
+    path = folder / "preprocessor_config.json"
+    entries = json.loads(path.read_text())
+    path.write_text(json.dumps({**entries, "clusters": entries["clusters"][:5]}))
+    assert main(["info", str(folder)]) == 2
+    assert "its codec is a palette of 5, and the model has 16 colours" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["a:dog:.png", "x:train"])
+def test_names_are_told_as_they_are(name, capsys):
+    """And not with a picture of a dog in them."""
+    assert main(["complete", name]) == 2
+    assert name in capsys.readouterr().err
+    print_record({"written": name}, False)
+    assert name in capsys.readouterr().out
 
 
 def test_info_as_a_table_names_each_number(tiny_folder, capsys):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagegpt import extraction
 from imagegpt.cli.main import main
 from imagegpt.data.records import Source
 from imagegpt.feature_file import read_features
@@ -158,9 +159,34 @@ def test_an_unreadable_picture_ends_the_run_and_is_named(place, model, capsys):
     assert len(captured.err.splitlines()) == 1
     assert "data/dog/4.png" in captured.err
     assert not Path("a.npz").exists()
+    assert sorted(path.name for path in place.iterdir()) == ["data"]
+    assert main(["features", "data", *model, "--out", "a.npz", "--on-error", "skip"]) == 0
+    Path("a.npz").unlink()
     Image.fromarray(pixels(4)).save("data/dog/4.png")
-    assert main(["features", "data", *model, "--out", "a.npz"]) == 2  # other data: it says what to do
-    assert "remove the folder" in capsys.readouterr().err
+    assert main(["features", "data", *model, "--out", "a.npz"]) == 0
+
+
+def test_after_a_finished_part_other_data_are_refused_and_it_says_what_to_do(place, model, capsys, monkeypatch):
+    monkeypatch.setattr(extraction, "PART", 2)
+    Path("data/dog/4.png").write_bytes(b"no picture")
+    assert main(["features", "data", *model, "--out", "a.npz"]) == 2
+    capsys.readouterr()
+    assert main(["features", "data", *model, "--out", "a.npz", "--on-error", "skip"]) == 2
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == 1
+    assert "on_error raise, not skip" in captured.err and "remove the folder" in captured.err
+
+
+def test_where_no_picture_can_be_read_there_is_no_file(place, model, capsys):
+    for path in Path("data").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    before = listing(place)
+    for out in ("a.npz", "a.safetensors", "a.parquet"):
+        assert main(["features", "data", *model, "--on-error", "skip", "--out", out]) == 2
+        captured = capsys.readouterr()
+        assert (captured.out, len(captured.err.splitlines())) == ("", 1)
+        assert "data holds no picture that can be read; the first: data/cat/0.png" in captured.err
+    assert listing(place) == before
 
 
 # What it refuses.

@@ -145,7 +145,16 @@ def test_broken_pictures_alone_are_refused(place, refused):
     for path in Path("pictures").iterdir():
         path.write_bytes(b"text")
     told = refused("fit", "pictures", "--on-error", "skip")
-    assert "distinct" in told or "can be read" in told
+    assert told.startswith(
+        "error: pictures holds no picture that can be read; the first: pictures/0.png is not a picture"
+    )
+
+
+def test_broken_validation_pictures_alone_are_refused(place, refused):
+    Path("shown").mkdir()
+    Path("shown/0.png").write_bytes(b"text")
+    told = refused("fit", "pictures", "--colors", "4", "--on-error", "skip", "--validation", "shown")
+    assert told.startswith("error: shown holds no picture that can be read; the first: shown/0.png is not a picture")
 
 
 def test_fit_reads_parquet(place, told):

@@ -92,6 +92,7 @@ def test_what_does_not_fit_is_said_with_its_remedy(capsys, told):
         (["--size", "small", "--gpus", "48"], "96 and 144 can"),
         (["--size", "xl", "--gpus", "128"], "give --batch 128, or at most 64 GPUs"),
         (["--size", "small", "--measure", "0"], "--measure must be at least 1"),
+        (["--size", "small", "--dropout", "2"], "--dropout must be at least 0 and below 1, not 2.0"),
         (["--size", "small", "--model", "nano", "--batch", "1.5"], "whole number"),
     ],
 )

@@ -146,12 +146,25 @@ def test_unreadable_pictures(model, expected, capsys):
     assert "cat/1.png" in last["skipped"]
 
 
-def test_no_readable_picture_at_all(model, capsys):
+def test_no_readable_picture_at_all(place, model, capsys):
     for path in Path("data").rglob("*.png"):
         path.write_bytes(b"none")
     for more in ([], ["--json"], ["--out", "a.npz"], ["--out", "a.csv"]):
         assert main(["score", "data", *model, "--on-error", "skip", *more]) == 2
-        assert "none of its 6 pictures can be read" in capsys.readouterr().err
+        captured = capsys.readouterr()
+        assert "data: none of its 6 pictures can be read: data/cat/0.png is not a picture" in captured.err
+        assert (captured.out, len(captured.err.splitlines())) == ("", 1)
+        assert [path.name for path in place.iterdir()] == ["data"]
+
+
+def test_a_broken_picture_may_then_be_skipped_or_mended(place, model, capsys):
+    Path("data/cat/1.png").write_bytes(b"none")
+    assert main(["score", "data", *model, "--out", "a.csv"]) == 2
+    assert "cat/1.png is not a picture" in capsys.readouterr().err
+    assert [path.name for path in place.iterdir()] == ["data"]
+    assert main(["score", "data", *model, "--out", "a.csv", "--on-error", "skip"]) == 0
+    save(1)
+    assert main(["score", "data", *model, "--out", "b.csv"]) == 0
 
 
 def test_a_bidirectional_model(folder, capsys):

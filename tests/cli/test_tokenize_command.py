@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -172,10 +171,7 @@ def test_an_unreadable_picture_ends_the_run_and_is_named(place, capsys):
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
     assert "data/dog/4.png" in captured.err
-    assert not Path("tokens/meta.json").exists()
-    assert main(["tokenize", "data", *SMALL, "--on-error", "skip"]) == 2  # other settings: it says what to do
-    assert "remove the folder" in capsys.readouterr().err
-    shutil.rmtree("tokens")
+    assert not Path("tokens").exists()
     assert main(["tokenize", "data", *SMALL, "--on-error", "skip"]) == 0
 
 

@@ -192,6 +192,21 @@ def test_help_names_every_option(capsys):
         assert name in printed
 
 
+def test_the_help_says_nothing_of_other_verbs(capsys):
+    assert main(["train", "--help"]) == 0
+    told = plain(capsys.readouterr().out)
+    assert "what the network is worth on the validation pictures. [default: 1000]" in told
+    assert "once an epoch. [" not in told
+    assert main(["finetune", "--help"]) == 0
+    told = plain(capsys.readouterr().out)
+    assert "what the network is worth on the validation pictures; default: once an epoch." in told
+
+
+def plain(printed: str) -> str:
+    """Help without its frames, and in one line."""
+    return " ".join(printed.replace("│", " ").split())
+
+
 # What it refuses.
 
 
@@ -247,6 +262,16 @@ def refused(capsys, *words: str) -> None:
         (["--init", "gone"], ["gone"]),
         (["--init", "other"], ["init: other does not fit"]),
         (["--start", "informed", "--heads", "8"], ["start: informed needs heads"]),
+        (
+            ["--publish", "best"],
+            ["--publish best goes by validations: give --validation DATA, or leave --publish best out."],
+        ),
+        (["--patience", "2"], ["--patience goes by validations: give --validation DATA, or leave --patience out."]),
+        (["--patience", "2", "--find-lr"], ["--patience goes by validations"]),
+        (
+            ["--publish", "best", "--validation", "tokens", "--validate-every", "0"],
+            ["--publish best goes by validations: leave --validate-every 0 out, or leave --publish best out."],
+        ),
         (["--out", "file"], ["file"]),
         (["--out", "file/run"], ["file/run"]),
         (["--out", "/proc/run"], ["/proc/run"]),

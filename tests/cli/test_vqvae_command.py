@@ -146,6 +146,14 @@ def test_help_names_the_verbs(capsys):
     assert all(verb in printed for verb in ("train", "encode", "decode", "evaluate"))
 
 
+def test_the_help_of_train_says_what_it_takes(capsys):
+    assert main(["vqvae", "train", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "DATA: pictures. " in told and "or ids" not in told
+    assert "once an epoch. [" not in told
+    assert "height x width of codes; default: 48x48." in told
+
+
 def test_train_tells_people(place, capsys):
     assert main([*TRAIN, "--out", "other", "--validation", "pictures", "--validate-every", "3"]) == 0
     captured = capsys.readouterr()
@@ -322,6 +330,8 @@ def test_scores_and_features_know_the_codec(place, told):
         (["--train", "pictures", "--batch", "5", "--accumulate", "2"], "does not divide"),
         (["--train", "pictures", "--steps", "1", "--epochs", "1"], "steps or epochs, not both"),
         (["--train", "pictures", "--augment", "blur"], "blur"),
+        (["--train", "pictures", "--publish", "best"], "--publish best goes by validations: give --validation DATA"),
+        (["--train", "pictures", "--patience", "2"], "--patience goes by validations: give --validation DATA"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -377,9 +387,15 @@ def test_train_without_an_end_or_into_a_file_is_refused(place, capsys):
             ["evaluate", CODEC, "--data", "pictures", "--grid", "axb"],
             "--grid is HEIGHTxWIDTH, such as 32x32, not 'axb'",
         ),
-        (["evaluate", CODEC, "--data", "pictures", "--sheet", "new/"], "--sheet new/: give a file that ends in .png"),
+        (
+            ["evaluate", CODEC, "--data", "pictures", "--sheet", "new/"],
+            "--sheet new/: give a file that ends in .png, .webp, .jpg, .jpeg.",
+        ),
         (["evaluate", CODEC, "--data", "pictures", "--sheet", "run"], "--sheet run: give a file that ends in .png"),
-        (["evaluate", CODEC, "--data", "pictures", "--sheet", "a.txt"], "--sheet a.txt: give a file that ends in .png"),
+        (
+            ["evaluate", CODEC, "--data", "pictures", "--sheet", "a.txt"],
+            "--sheet a.txt: give a file that ends in .png, .webp, .jpg, .jpeg.",
+        ),
         (["evaluate", CODEC, "--data", "pictures", "--sheet", "no/a.png"], "--sheet no/a.png: there is no folder no"),
         (["evaluate", CODEC, "--data", "pictures", "--shown", "0"], "--shown must be at least 1, not 0"),
         (["evaluate", CODEC, "--data", "pictures", "--limit", "0"], "limit"),

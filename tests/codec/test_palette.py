@@ -340,3 +340,9 @@ def test_ids_equal_those_of_transformers_on_photographs():
     ours = ImageGPTImageProcessor(codec.clusters, size=32)(images, return_tensors="np")["input_ids"]
     pixels_NHWC = np.stack([grid_pixels(image) for image in images])
     assert_same_but_for_ties(ours, peer_ids(images, codec.clusters), pixels_NHWC, codec.clusters)
+
+
+def test_a_palette_is_saved_under_the_name_that_is_given(tmp_path):
+    PaletteCodec([[-1, -1, -1], [1, 1, 1]]).save(tmp_path / "pal")
+    assert [path.name for path in tmp_path.iterdir()] == ["pal"]
+    assert len(PaletteCodec.load(tmp_path / "pal")) == 2

@@ -185,3 +185,59 @@ def test_arguments_that_can_not_be_used(arguments):
 def test_a_size_by_its_shortest_edge_is_refused_in_words():
     with pytest.raises(ValueError, match="size"):
         ImageGPTImageProcessor(CLUSTERS, size={"shortest_edge": 8})
+
+
+# What transformers documents of floats, lists and arguments.
+
+
+def test_floats_that_were_rescaled_before_are_not_rescaled_again():
+    array = picture()
+    floats = array.astype(np.float32) / 255
+    ours = ImageGPTImageProcessor(size=8, white=1.0)
+    for given in (floats, torch.from_numpy(floats), [floats]):
+        found = ours(given, do_rescale=False, do_color_quantize=False, return_tensors="np")["pixel_values"]
+        expected = ours(array, do_color_quantize=False, return_tensors="np")["pixel_values"]
+        np.testing.assert_array_equal(found, expected)
+    theirs = peer(size={"height": 8, "width": 8})
+    told = theirs(floats, do_rescale=False, do_color_quantize=False, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(found, told, atol=0.02)  # transformers interpolates floats, we do levels
+    levels = ours(array, do_rescale=False, do_normalize=False, do_color_quantize=False)["pixel_values"][0]
+    assert levels.max() > 100
+
+
+def test_lists_of_lists_of_pictures_are_one_batch(processor):
+    images = [Image.fromarray(picture(seed=number)) for number in range(3)]
+    flat = processor(images, return_tensors="np")["input_ids"]
+    np.testing.assert_array_equal(processor([[images[0]], images[1:]], return_tensors="np")["input_ids"], flat)
+
+
+@pytest.mark.parametrize("given", [picture().tolist(), [picture().tolist()], (picture()[..., 0].tolist(),)])
+def test_lists_of_numbers_are_no_pictures(processor, given):
+    with pytest.raises(InputError, match="A list is no picture: make an array of its numbers"):
+        processor(given)
+
+
+@pytest.mark.parametrize("word", ["ignore", "rase", None])
+def test_a_word_that_is_not_skip_leaves_nothing_out(processor, word):
+    with pytest.raises(InputError, match="there is no such file"):
+        processor([picture(), "nofile"], on_error=word)
+
+
+def test_a_reconstruction_follows_what_is_said_for_the_call(processor):
+    array, other = picture(), np.linspace(-1, 1, 12).reshape(4, 3)
+    found = processor.reconstruct(array, clusters=other)[0]
+    expected = PaletteCodec(other)
+    np.testing.assert_array_equal(np.asarray(found), expected.decode(expected.encode(resized(array, 8, 8))))
+    assert processor.reconstruct(array, do_resize=False)[0].size == (30, 20)
+    assert processor.reconstruct(array, size=4)[0].size == (4, 4)
+    with pytest.raises(InputError, match="without do_color_quantize"):
+        processor.reconstruct(array, do_color_quantize=False)
+
+
+def test_arguments_of_transformers_that_ask_for_nothing(processor):
+    idle = {"device": "cpu", "do_pad": False, "do_center_crop": False, "crop_size": None, "disable_grouping": True}
+    plain = processor(picture(), return_tensors="np")["input_ids"]
+    np.testing.assert_array_equal(processor(picture(), return_tensors="np", **idle)["input_ids"], plain)
+    for name, value in (("do_center_crop", True), ("device", "cuda"), ("do_pad", True), ("colour", False)):
+        with pytest.raises(TypeError, match=name):
+            processor(picture(), **{name: value})

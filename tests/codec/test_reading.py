@@ -452,3 +452,24 @@ def test_each_picture_of_a_batch_is_cut_elsewhere():
 def test_a_picture_of_the_grids_shape_is_not_cut_at_random():
     image = noise(20, 20)
     np.testing.assert_array_equal(cut(Framing(8, 8, "random"), 0, image), cut(Framing(8, 8), 1, image))
+
+
+# Choices that can't be.
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"background": (1, 2)}, "background must be three levels from 0 to 255"),
+        ({"background": (1, 2, 256)}, "background must be three levels"),
+        ({"background": "red"}, "background must be three levels"),
+        ({"white": 0.0}, "white must be a number above 0"),
+        ({"white": -1}, "white must be a number above 0"),
+        ({"white": "1"}, "white must be a number above 0"),
+    ],
+)
+def test_a_choice_that_can_not_be_is_not_the_picture_s_fault(processor, choice, words):
+    with pytest.raises(InputError, match=words):
+        Reading(**choice)
+    with pytest.raises(InputError, match=words):
+        processor(Image.new("RGBA", (4, 4)), on_error="skip", **choice)

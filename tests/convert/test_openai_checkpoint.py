@@ -324,11 +324,20 @@ def test_palettes_that_are_another_models(release, tmp_path, made, why):
         convert_openai(release[0], tmp_path / "model")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x80\x04K\x01.", b"x" * 1000])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x93NUMPY", b"\x80\x04K\x01.", b"x" * 1000, b"\x89PNG\r\n\x1a\n", b"PK\x03\x04"]
+)
 def test_palettes_that_are_none(release, tmp_path, content):
     (release[0] / "kmeans_centers.npy").write_bytes(content)
-    with pytest.raises(InputError, match=r"kmeans_centers\.npy holds no palette"):
+    with pytest.raises(InputError) as refusal:
         convert_openai(release[0], tmp_path / "model")
+    path = release[0] / "kmeans_centers.npy"
+    assert str(refusal.value) == f"{path} holds no palette: give an .npy file of floats of shape (K, 3)."
+
+
+def test_a_palette_in_a_folders_place(release, tmp_path):
+    with pytest.raises(InputError, match=r"can't be read: Is a directory\.$"):
+        convert_openai(release[0], tmp_path / "model", palette=release[0])
 
 
 class Trap:

@@ -7,6 +7,7 @@ from decoding import TableBackend, UniformBackend, decode, finish
 from imagegpt.engine import decode as module
 from imagegpt.engine.decode import UNKNOWN, Batch, Decoding, prompt_groups
 from imagegpt.engine.warp import Sampling, uniforms
+from imagegpt.errors import InputError
 from imagegpt.sequence import known_later
 
 K, T = 8, 12
@@ -234,3 +235,32 @@ def test_prompts_are_run_in_groups_of_bounded_size(monkeypatch, limit, sizes):
     assert [group.start for group, _ in groups] == [sum(sizes[:n]) for n in range(len(sizes))]
     for group, of_group in groups:
         assert of_group.tolist() == [b for b, r in enumerate(rows_B) if group.start <= r < group.stop]
+
+
+# Scores that are no numbers.
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_is_drawn_from_scores_that_are_no_numbers(value, temperature):
+    with pytest.raises(InputError, match="scores that are no numbers"):
+        run(prompts(1, 2), [0], noise([0]), Sampling(temperature), process=lambda ids, logits: logits * 0 + value)
+
+
+def test_one_score_that_is_no_number_is_enough():
+    def spoil(ids_BP, logits_BK):
+        spoilt = np.where(np.arange(K) == 3, np.nan, logits_BK)
+        return np.where(np.arange(len(logits_BK))[:, None] == ids_BP.shape[1] - 5, spoilt, logits_BK)
+
+    with pytest.raises(InputError, match="scores that are no numbers"):
+        run(prompts(1, 2), [0, 0, 0], noise(range(3)), process=spoil)
+
+
+def test_a_process_may_leave_one_id_only():
+    ids_BT = run(prompts(1, 0), [0], noise([0]), process=lambda ids, x: np.where(np.arange(K) == 5, x, -np.inf))
+    assert (ids_BT == 5).all()
+
+
+def test_a_process_gives_scores_of_the_same_shape():
+    with pytest.raises(InputError, match=r"scores of the shape \(1, 8\), not \(1, 3\)"):
+        run(prompts(1, 0), [0], noise([0]), process=lambda ids, logits: logits[:, :3])

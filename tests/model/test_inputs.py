@@ -193,3 +193,27 @@ def test_tensors_without_storage(training, maps):
     output = model(torch.zeros(1, 4, dtype=torch.long, device="meta"), output_attentions=maps)
     assert output.last_hidden_state.shape == (1, 4, 32)
     assert not maps or output.attentions[0].shape == (1, 2, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.bool])
+def test_ids_of_a_dtype_that_is_none(dtype):
+    with pytest.raises(TypeError, match=r"int64 or int32, not torch\."):
+        make()(some_ids().to(dtype))
+
+
+@pytest.mark.parametrize("width", [1, 8])
+def test_embeddings_of_another_width(width):
+    with pytest.raises(ValueError, match=f"model's width, 32, not {width}"):
+        make()(inputs_embeds=torch.zeros(3, 4, width))
+
+
+def test_a_past_that_is_none():
+    with pytest.raises(TypeError, match="past_key_values must be a cache or tuples of keys and values, not int"):
+        make()(some_ids(), past_key_values=5)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (2, 7)])
+def test_an_encoder_s_mask_of_another_shape(shape):
+    with pytest.raises(ValueError, match=r"encoder_attention_mask must have the shape \(3, 7\), not \("):
+        model = make(add_cross_attention=True)
+        model(some_ids(), encoder_hidden_states=torch.zeros(3, 7, 32), encoder_attention_mask=torch.ones(shape))

@@ -124,6 +124,14 @@ def test_damage_is_told_with_the_files_name(tmp_path, changes, message):
     assert "a.safetensors" in str(error.value)
 
 
+def test_a_file_of_features_is_no_probe(tmp_path):
+    path = tmp_path / "features.safetensors"
+    save_file({"layer.1": np.zeros((2, 3), np.float32), "labels": np.zeros(2, np.int64)}, path, {"imagegpt": "{}"})
+    with pytest.raises(InputError) as refusal:
+        load_probe(path)
+    assert str(refusal.value) == f"{path} is no probe: its metadata does not say that it is one."
+
+
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
     path = tmp_path_factory.mktemp("probe") / "a"

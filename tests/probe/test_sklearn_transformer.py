@@ -147,6 +147,7 @@ def test_what_can_not_be_opened_is_refused(features, options, message):
         (3, "several pictures"),
         ([], "no pictures"),
         (np.zeros((4, 192)), "Picture 0"),
+        (np.zeros((8, 8, 3), np.uint8), "is one picture; put a single one in a list"),
     ],
 )
 def test_what_is_no_pictures_is_refused(features, pictures, message):

@@ -102,6 +102,10 @@ def test_a_batch_that_does_not_divide_is_refused_with_those_that_do(batch, gpus,
         ({"utilisation": 1.5}, "--utilisation"),
         ({"network": 0.0}, "--network"),
         ({"gpus_per_node": 0}, "--gpus-per-node"),
+        ({"dropout": 2.0}, "--dropout must be at least 0 and below 1, not 2.0"),
+        ({"dropout": 1.0}, "--dropout must be at least 0 and below 1"),
+        ({"dropout": -0.1}, "--dropout must be at least 0 and below 1"),
+        ({"dropout": float("nan")}, "--dropout must be at least 0 and below 1"),
     ],
 )
 def test_what_can_t_be_is_refused(change, told):

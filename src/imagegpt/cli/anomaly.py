@@ -88,7 +88,7 @@ def fit(
     table = Table("method", "threshold", "mean of normal pictures")
     for name, numbers in methods.items():
         table.add_row(name, f"{numbers['threshold']:.3f}", f"{numbers['mean']:.3f}")
-    Console().print(table)
+    Console(emoji=False).print(table)
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
     print_record({**record, "pictures": told}, False)
 
@@ -180,7 +180,7 @@ def _tell_judgements(told: Row, surveys: list[Survey], limits: dict[str, float],
 
 def _tell_skipped(sentences: list[str]) -> None:
     for sentence in sentences:
-        Console(stderr=True, soft_wrap=True).print(f"skipped: {sentence}", highlight=False, markup=False)
+        Console(emoji=False, stderr=True, soft_wrap=True).print(f"skipped: {sentence}", highlight=False, markup=False)
 
 
 def _check_outputs(out: Path | None, csv_: bool, json_: bool) -> None:
@@ -227,7 +227,7 @@ def _show(rows: list[Row]) -> None:
     for row in rows:
         marked = "anomaly" if row["anomaly"] else ""
         table.add_row(escape(row["image"]), f"{row['score']:.3f}", f"{row['p_value']:.4f}", marked)
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def _show_judgements(judged: list[tuple[str, list[Judgement]]]) -> None:
@@ -236,4 +236,4 @@ def _show_judgements(judged: list[tuple[str, list[Judgement]]]) -> None:
         for found in methods:
             rates = [f"{100 * rate:.1f} %" for rate in (found.fpr95, found.found, found.mistaken)]
             table.add_row(found.method, f"{found.auroc:.3f}", *rates)
-        Console().print(table)
+        Console(emoji=False).print(table)

@@ -75,7 +75,7 @@ def classify(
     if not streams:
         _print(told)
     for sentence in skipped:
-        Console(soft_wrap=True).print(f"skipped: {sentence}", highlight=False, markup=False)
+        Console(emoji=False, soft_wrap=True).print(f"skipped: {sentence}", highlight=False, markup=False)
 
 
 @dataclass(frozen=True)
@@ -147,4 +147,4 @@ def _print(entries: list[dict[str, Any]]) -> None:
         for name, number in (entry.get("values") or entry["classes"]).items():
             mark = " *" if name in entry.get("labels", ()) else ""
             table.add_row(escape(entry["image"]), escape(name), f"{number:.3f}{mark}")
-    Console().print(table)
+    Console(emoji=False).print(table)

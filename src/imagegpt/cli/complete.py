@@ -17,12 +17,14 @@ from imagegpt.engine.decode import UNKNOWN
 from imagegpt.errors import InputError
 from imagegpt.sheet import completion_sheet
 
+KEEP = 0.5
+
 
 def complete(
     images: Annotated[list[str], Parameter(negative="", consume_multiple=True)],
     /,
     *,
-    keep: float = 0.5,
+    keep: float | None = None,
     num: Whole = 8,
     mask: Path | None = None,
     particles: Whole = 1,
@@ -35,13 +37,16 @@ def complete(
 
     Args:
         images: picture files.
-        keep: part that is kept, from the top: 0.5 is the upper half. From 0 to below 1.
+        keep: part that is kept, from the top: 0.5, the default, is the upper half. From 0 to below 1.
         num: samples of each picture.
         mask: in the place of --keep: a picture of the input's size, or of the grid's; white is painted, black is kept.
         particles: histories drawn for each sample, so that what is painted fits known pixels below it too: 32 are good.
         out: a sheet (.png, .webp, .jpg), or a folder (with a / at its end) for single pictures.
     """
     options = options or PaintOptions()
+    if mask is not None and keep is not None:
+        raise InputError("--mask says what is painted, and so does --keep: give one of them.")
+    keep = KEEP if keep is None else keep
     facts = {"command": "complete", "images": [Path(path).name for path in images], "num": num}
     facts |= {"keep": keep} if mask is None else {"mask": mask.name, "particles": particles}
     output = Output(out, facts | options.facts())

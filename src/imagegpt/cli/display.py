@@ -91,7 +91,7 @@ def best_of(summary: dict[str, Any]) -> str:
 @contextmanager
 def showing(shown: bool, unit: str = "nats/token") -> Iterator[Display]:
     """The display of the first process; the others show nothing."""
-    console = Console(stderr=True, quiet=not shown, soft_wrap=True)
+    console = Console(emoji=False, stderr=True, quiet=not shown, soft_wrap=True)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()) as progress:
         yield Display(progress, unit)

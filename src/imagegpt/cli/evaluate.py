@@ -102,4 +102,4 @@ def _print(report: Report) -> None:
     table = Table(rest, f"{name.replace('_', ' ')} %")
     for at in shown:
         table.add_row(escape(report.classes[at]), f"{100 * values_C[at]:.2f}")
-    Console().print(table)
+    Console(emoji=False).print(table)

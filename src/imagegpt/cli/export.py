@@ -71,7 +71,7 @@ def export(
 
 
 def _print(record: dict[str, Any]) -> None:
-    console = Console(soft_wrap=True)
+    console = Console(emoji=False, soft_wrap=True)
     table = Table("file", "bytes")
     for name, size in record["files"].items():
         table.add_row(name, f"{size:,}")

@@ -10,7 +10,7 @@ from imagegpt.cli.options import Json
 from imagegpt.cli.output import print_record
 from imagegpt.codec.codec import grid_of
 from imagegpt.codec.preprocessor_file import NAME as PREPROCESSOR
-from imagegpt.codec.preprocessor_file import load_preprocessor
+from imagegpt.codec.preprocessor_file import load_codec
 
 
 def info(model: str = "nano", /, *, json_: Json = False) -> None:
@@ -39,7 +39,7 @@ def info(model: str = "nano", /, *, json_: Json = False) -> None:
     if classes:
         record["classes"] = list(classes)
     if (folder / PREPROCESSOR).exists():
-        codec, framing = load_preprocessor(folder)
+        codec, framing = load_codec(folder, spec)
         record["codec"] = {
             "name": codec.name,
             "ids": len(codec),

@@ -51,7 +51,7 @@ app.command("imagegpt.cli.info:info", name="info", help="Show what a model is: s
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code: 0, 2 for input that can't be used, 130 when interrupted."""
-    errors = Console(stderr=True, soft_wrap=True)
+    errors = Console(emoji=False, stderr=True, soft_wrap=True)
     _quiet_libraries(errors)
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -61,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     except cyclopts.CycloptsError as error:
         errors.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
         errors.print("See: imagegpt --help", highlight=False)
+        return BAD_INPUT
+    except MemoryError:
+        errors.print("[red]error:[/] There is not enough memory for this: ask for fewer pictures at once.")
         return BAD_INPUT
     except KeyboardInterrupt as interruption:
         errors.print(escape(str(interruption)) or "Interrupted; nothing was written.", highlight=False)

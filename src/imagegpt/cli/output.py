@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from imagegpt.files import check_folder, check_writable, make_folder, write_whol
 from imagegpt.painting import Progress as OnProgress
 
 SHEET_FORMATS = (".png", ".webp", ".jpg", ".jpeg")
+MOST_SAMPLES = 10**12  # of more the positions can't even be counted in 64 bits
 
 
 class Output:
@@ -33,20 +34,27 @@ class Output:
         target: a file that ends in .png, .webp or .jpg; or a folder: one that exists or a name that ends in a slash.
         facts: what made the pictures; written into PNG files.
         option: that `target` is the value of.
+        others: endings that the verb has taken already, for the message.
+        folders: whether it may be a folder.
 
     Raises:
         InputError: nothing can be written there.
     """
 
-    def __init__(self, target: str, facts: dict[str, Any], option: str = "--out") -> None:
+    def __init__(
+        self,
+        target: str,
+        facts: dict[str, Any],
+        option: str = "--out",
+        others: Sequence[str] = (),
+        folders: bool = True,
+    ) -> None:
         self.path = Path(target)
         self.is_folder = target.endswith(("/", "\\")) or os.path.isdir(target)
         self._facts = {"software": f"imagegpt {__version__}", **facts}
-        if not self.is_folder and self.path.suffix.lower() not in SHEET_FORMATS:
-            raise InputError(
-                f"{option} {target}: give a file that ends in {', '.join(SHEET_FORMATS)}, or a folder with a / at its "
-                "end."
-            )
+        if not (folders if self.is_folder else self.path.suffix.lower() in SHEET_FORMATS):
+            endings, folder = ", ".join((*SHEET_FORMATS, *others)), ", or a folder with a / at its end"
+            raise InputError(f"{option} {target}: give a file that ends in {endings}{folder if folders else ''}.")
         if not self.is_folder and not os.path.isdir(self.path.parent):
             raise InputError(f"{option} {target}: there is no folder {self.path.parent}.")
         if self.is_folder:
@@ -77,7 +85,7 @@ def working(words: str, unit: str, before: str | None = None) -> Iterator[OnProg
         unit: of the rate.
         before: what is being done until the first step; default `words`.
     """
-    console = Console(stderr=True)
+    console = Console(emoji=False, stderr=True)
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}")]
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
@@ -111,9 +119,11 @@ def painting(words: str) -> AbstractContextManager[OnProgress]:
 
 
 def check_num(num: int) -> None:
-    """Refuse a number of samples below 1, in the words of the command line."""
+    """Refuse a number of samples that can't be, in the words of the command line."""
     if num < 1:
         raise InputError(f"--num must be at least 1, not {num}.")
+    if num > MOST_SAMPLES:
+        raise InputError(f"--num must be at most {MOST_SAMPLES:,}, not {num:,}.")
 
 
 def report(options: PaintOptions, record: dict[str, Any], note: str = "") -> None:
@@ -132,12 +142,12 @@ def print_record(record: dict[str, Any], as_json: bool, sentence: str | None = N
         sys.stdout.write("\n")
         return
     if sentence is not None:
-        Console(soft_wrap=True).print(sentence, highlight=False, markup=False)
+        Console(emoji=False, soft_wrap=True).print(sentence, highlight=False, markup=False)
         return
     table = Table(show_header=False)
     for name, value in record.items():
         table.add_row(name, _cell(name, value))
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def _cell(name: str, value: Any) -> str:

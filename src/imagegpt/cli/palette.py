@@ -104,7 +104,8 @@ def show(source: str = "nano", *, out: Path | None = None, json_: Json = False) 
 
 
 def _pictures(source: Source, on_error: OnError, skipped: list[str], words: str) -> Iterator[NDArray[np.uint8]]:
-    """The pictures' pixels, with a progress bar; what can't be read is told at the end."""
+    """The pictures' pixels, with a progress bar; what can't be read is told at the end, or at once if that is all."""
+    before = len(skipped)
     with working(words, "pictures") as progress:
         for number, (_, picture) in enumerate(read_records(source, on_error), 1):
             progress(number, len(source))
@@ -112,3 +113,5 @@ def _pictures(source: Source, on_error: OnError, skipped: list[str], words: str)
                 yield np.asarray(picture)
             else:
                 skipped.append(picture)
+    if len(skipped) - before == len(source):
+        raise InputError(f"{source.path} holds no picture that can be read; the first: {skipped[before]}")

@@ -143,7 +143,7 @@ def _planned(spec: ModelSpec, run: Training) -> int:
 def _trace(spec: ModelSpec, made: Plan) -> dict[str, Any]:
     from imagegpt.train.trace import traced
 
-    run, console = _run(made), Console(stderr=True)
+    run, console = _run(made), Console(emoji=False, stderr=True)
     parts = traced(spec, run, lambda words: console.print(f"trace: {words}", highlight=False, markup=False))
     planned = _planned(spec, run)
     return {"parts": parts, "traced": parts["Total"], "planned": planned, "ratio": planned / parts["Total"]}
@@ -170,7 +170,7 @@ def _measure(spec: ModelSpec, made: Plan, steps: int) -> dict[str, Any]:
 
 
 def _show(record: dict[str, Any], made: Plan) -> None:
-    console, table = Console(soft_wrap=True), Table(show_header=False)
+    console, table = Console(emoji=False, soft_wrap=True), Table(show_header=False)
     for name, value in _rows(record, made):
         table.add_row(name, escape(value))
     console.print(table)

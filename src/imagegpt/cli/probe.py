@@ -162,11 +162,11 @@ def _print(curve: Curve, low: list[dict[str, Any]]) -> None:
         numbers = (row.metrics.top1, row.metrics.top5, row.knn, row.ridge)
         cells = ["" if number is None else f"{100 * number:.2f}" for number in numbers]
         table.add_row(row.name, *cells, f"{row.strength:.1e}", style="bold" if row is curve.best else "")
-    Console().print(table)
+    Console(emoji=False).print(table)
     if low:
         table = Table("labels a class", "top-1 %", "deviation", "subsets")
         for row in low:
             deviation = "" if row["deviation"] is None else f"{100 * row['deviation']:.2f}"
             cells = (row["labels_per_class"], f"{100 * row['mean']:.2f}", deviation, len(row["accuracies"]))
             table.add_row(*map(str, cells))
-        Console().print(table)
+        Console(emoji=False).print(table)

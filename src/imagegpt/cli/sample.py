@@ -12,6 +12,8 @@ from imagegpt.errors import Interrupted
 from imagegpt.files import check_writable
 from imagegpt.sheet import sample_sheet
 
+ARRAYS = ".npz"
+
 
 def sample(*, num: Whole = 16, out: str = "samples.png", options: PaintOptions | None = None) -> None:
     """Paint pictures from nothing.
@@ -24,12 +26,12 @@ def sample(*, num: Whole = 16, out: str = "samples.png", options: PaintOptions |
         out: a sheet (.png, .webp, .jpg), a folder (with a / at its end) for single pictures, or an .npz file.
     """
     options = options or PaintOptions()
-    if out.endswith(".npz"):
+    if out.endswith(ARRAYS):
         check_num(num)
         _sample_many(num, Path(out), options)
         return
     facts = {"command": "sample", "num": num}
-    output = Output(out, facts | options.facts())
+    output = Output(out, facts | options.facts(), others=(ARRAYS,))
     check_num(num)
     model = options.open()
     began = time.perf_counter()

@@ -88,9 +88,6 @@ def _write(run: Scoring, out: Path, pictures: ScorePictures | None, as_json: boo
         return
     seconds = time.perf_counter() - began
     numbers, log_likelihoods, facts = read_scores(out)
-    if not len(numbers):
-        skipped = facts.get("skipped") or ["see the file"]
-        raise InputError(f"{out} holds no score: none of its {len(run.source)} pictures can be read: {skipped[0]}")
     written = [str(out), *([] if pictures is None else pictures.draw_sheets(numbers, log_likelihoods))]
     summary = _summary(log_likelihoods, run)
     record = {"written": written, "made": made, **summary, "backend": facts["backend"]}

@@ -94,7 +94,7 @@ def _print_table(title: str | None, told: list[Entry]) -> None:
     for entry in told:
         numbers = (f"{entry[name]:.{places}f}" for name, places in zip(COLUMNS[2:6], (1, 4, 4, 4), strict=True))
         table.add_row(str(entry["number"]), escape(_shortened(entry["picture"])), *numbers)
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def _shortened(name: str) -> str:

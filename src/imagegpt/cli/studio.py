@@ -72,7 +72,7 @@ def studio(
     from imagegpt.studio.serve import read_auth, serving, studio_of
 
     users = None if auth is None else read_auth(auth)
-    errors = Console(stderr=True, soft_wrap=True)
+    errors = Console(emoji=False, stderr=True, soft_wrap=True)
     if users is None and host not in LOOPBACK:
         told = "[yellow]warning:[/] Anybody who reaches this machine may use the studio: see --auth."
         errors.print(told, highlight=False)
@@ -81,7 +81,7 @@ def studio(
     with serving(opened, host, port, users) as address:
         try:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the files of the day would stay
-            Console(soft_wrap=True).print(f"The studio is at {address} - Ctrl-C ends it.", highlight=False)
+            Console(emoji=False, soft_wrap=True).print(f"The studio is at {address} - Ctrl-C ends it.", highlight=False)
             sys.stdout.flush()
             if open_:
                 webbrowser.open(address)

@@ -141,9 +141,8 @@ def evaluate(
     check_count("--shown", shown)
     used, framing = find_framed(codec, parse_grid(grid) if grid else None, crop)
     source, quality = options.open(data), Quality(used, again=True)
-    target = None if sheet is None else Output(sheet, {"codec": used.fingerprint, "data": data}, "--sheet")
-    if target is not None and target.is_folder:
-        raise InputError(f"--sheet {sheet}: give a file that ends in .png, .webp or .jpg.")
+    facts = {"codec": used.fingerprint, "data": data}
+    target = None if sheet is None else Output(sheet, facts, "--sheet", folders=False)
     rows: dict[str, list[Any]] = {"pictures": [], used.name: []}
     skipped: list[str] = []
     with working("evaluating", "pictures") as progress:

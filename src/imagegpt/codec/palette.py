@@ -157,7 +157,12 @@ class PaletteCodec:
 
     def save(self, path: str | Path) -> None:
         """Write the colours as an .npy file that `load` and OpenAI's code read, whole or not at all."""
-        write_whole(Path(path), lambda temporary: np.save(temporary, self.clusters))
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:  # of a path without its ending numpy would make another one
+                np.save(file, self.clusters)
+
+        write_whole(Path(path), write)
 
     def store(self, folder: Path) -> dict[str, Any]:
         """The colours themselves as JSON's entry; no file is written. See `Codec.store`."""

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -108,6 +109,9 @@ class Reading:
         channels: where an array has its channels, "first" or "last"; default: last where both fit.
         urls: fetch http and https addresses.
         exact: take only what 8-bit RGB or grey holds without loss; grey then stays grey ("L").
+
+    Raises:
+        InputError: no such levels, or no such white.
     """
 
     background: tuple[int, int, int] = WHITE
@@ -115,6 +119,13 @@ class Reading:
     channels: Literal["first", "last"] | None = None
     urls: bool = False
     exact: bool = False
+
+    def __post_init__(self) -> None:
+        levels = self.background
+        if len(levels) != 3 or not all(isinstance(level, Integral) and 0 <= level <= 255 for level in levels):
+            raise InputError(f"background must be three levels from 0 to 255, not {levels!r}.")
+        if self.white is not None and not (isinstance(self.white, Real) and 0 < self.white < math.inf):
+            raise InputError(f"white must be a number above 0, not {self.white!r}.")
 
 
 def read_picture(source: Picture, how: Reading | None = None) -> Image.Image:
@@ -170,13 +181,13 @@ def read_pictures(
     if isinstance(sources, (str, os.PathLike, bytes, bytearray, Image.Image)) or getattr(sources, "ndim", 4) < 4:
         return [read_picture(sources, how)]
     images, bad = [], [] if skipped is None else skipped
-    for position, source in enumerate(sources):
+    for position, source in enumerate(_flat(sources)):
         try:
             images.append(read_picture(source, how))
         except InputError as error:
             named = isinstance(source, (str, os.PathLike))  # a path's message says which already
             told = str(error) if named else f"Picture {position}: {error}"
-            if on_error == "raise":
+            if on_error != "skip":  # a word that is misspelt leaves nothing out
                 raise InputError(told) from None
             bad.append(told)
     if not images:
@@ -184,9 +195,18 @@ def read_pictures(
     return images
 
 
+def _flat(sources: Iterable[Any]) -> Iterator[Any]:
+    """Pictures in lists of lists, as transformers takes them, one after another; numbers are no pictures."""
+    for source in sources:
+        several = isinstance(source, (list, tuple)) and source and not isinstance(source[0], (Real, list, tuple))
+        yield from source if several else [source]
+
+
 def array_to_image(array: Any, how: Reading | None = None) -> Image.Image:
     """An RGB image from a numpy array or a torch tensor; see `read_picture` for what is accepted."""
     how = how or Reading()
+    if isinstance(array, (list, tuple)):
+        raise InputError("A list is no picture: make an array of its numbers, or give the pictures in one list.")
     pixels = as_array(array)
     if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "buif" or 0 in pixels.shape:
         raise InputError(f"An array of {pixels.dtype} with shape {pixels.shape} is no picture.")

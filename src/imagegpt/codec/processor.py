@@ -189,17 +189,11 @@ class ImageGPTImageProcessor(BaseImageProcessor):
             ImportError: `return_tensors` names a library that is not installed.
         """
         settings = self._settings(overrides)
-        channels = _channels(input_data_format)
-        how = Reading(tuple(settings["background"]), settings["white"], channels, urls)
-        skipped: list[str] = []
-        pictures = read_pictures(images, how, on_error, skipped)
-        pixels_BHWC = _pixels(pictures, settings, np.random.default_rng(seed))
+        pixels_BHWC, skipped = _read(images, settings, input_data_format, on_error, urls, seed)
         if settings["do_color_quantize"]:
-            codec = self._codec(settings["clusters"])
-            grid_of(codec, Framing(*pixels_BHWC.shape[1:3]))
-            name, values = "input_ids", flatten(codec.encode(pixels_BHWC))
+            name, values = "input_ids", flatten(self._encoded(pixels_BHWC, settings)[0])
         else:
-            name, values = "pixel_values", _scaled(pixels_BHWC, settings)
+            name, values = "pixel_values", _scaled(pixels_BHWC, settings, _are_of_1(images, settings["white"]))
             if _channels(data_format) == "first":
                 values = values.transpose(0, 3, 1, 2)
         batch: Any = _batch(name, values, return_tensors)
@@ -238,14 +232,29 @@ class ImageGPTImageProcessor(BaseImageProcessor):
             raise InputError(str(error)) from None
         return [Image.fromarray(pixels) for pixels in pixels_BHWC]
 
-    def reconstruct(self, images: Picture, **overrides: Any) -> list[Image.Image]:
+    def reconstruct(
+        self,
+        images: Picture,
+        input_data_format: str | None = None,
+        on_error: OnError = "raise",
+        urls: bool = False,
+        seed: int | None = None,
+        **overrides: Any,
+    ) -> list[Image.Image]:
         """What a model sees of pictures: cropped, resized, encoded and decoded.
 
         Args:
-            images: as for the call.
-            overrides: as for the call, but `size`.
+            images, input_data_format, on_error, urls, seed, overrides: as for the call.
+
+        Raises:
+            InputError: as for the call, or `do_color_quantize` is off.
         """
-        return self.post_process(np.stack(self.preprocess(images, **overrides)["input_ids"]))
+        settings = self._settings(overrides)
+        if not settings["do_color_quantize"]:
+            raise InputError("A model sees ids: pictures can't be reconstructed without do_color_quantize.")
+        pixels_BHWC, _ = _read(images, settings, input_data_format, on_error, urls, seed)
+        ids_Bhw, codec = self._encoded(pixels_BHWC, settings)
+        return [Image.fromarray(pixels) for pixels in codec.decode(ids_Bhw)]
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold of it: the palette as lists, and nothing of another codec."""
@@ -262,6 +271,11 @@ class ImageGPTImageProcessor(BaseImageProcessor):
         entries = json.loads(self.to_json_string()) | self._other.codec.store(path.parent)
         write_text(path, json.dumps(entries, indent=2, sort_keys=True) + "\n")
 
+    def _encoded(self, pixels_BHWC: NDArray[np.uint8], settings: dict[str, Any]) -> tuple[NDArray[np.int64], Codec]:
+        codec = self._codec(settings["clusters"])
+        grid_of(codec, Framing(*pixels_BHWC.shape[1:3]))
+        return codec.encode(pixels_BHWC), codec
+
     def _codec(self, clusters: Any) -> Codec:
         if clusters is not None:
             return PaletteCodec(clusters)
@@ -272,9 +286,10 @@ class ImageGPTImageProcessor(BaseImageProcessor):
     def _settings(self, overrides: dict[str, Any]) -> dict[str, Any]:
         settings = {name: getattr(self, name) for name in _SETTINGS}
         unknown = sorted(overrides.keys() - settings.keys())
+        unknown = [name for name in unknown if not _asks_for_nothing(name, overrides[name])]
         if unknown:
             raise TypeError(f"ImageGPTImageProcessor has no argument {unknown[0]!r}; it has {', '.join(_SETTINGS)}.")
-        settings |= {name: value for name, value in overrides.items() if value is not None}
+        settings |= {name: overrides[name] for name in overrides.keys() & settings if overrides[name] is not None}
         if settings["do_color_quantize"]:
             for name, usual in SCALE.items():
                 if np.size(settings[name]) not in (1, np.size(usual)) or not np.allclose(settings[name], usual):
@@ -289,6 +304,13 @@ _SETTINGS = (
     *("clusters", "do_resize", "size", "resample", "do_normalize", "do_color_quantize", "crop", "do_rescale"),
     *("rescale_factor", "image_mean", "image_std", "do_convert_rgb", "background", "white"),
 )
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    """Whether an argument of transformers' processors, which ours has not, leaves everything as it is."""
+    if name not in ImagesKwargs.__annotations__:
+        return False
+    return not value or name in ("default_to_square", "disable_grouping") or (name == "device" and str(value) == "cpu")
 
 
 def _channels(data_format: Any) -> Any:
@@ -336,6 +358,32 @@ def _folder_with(names: Mapping[str, Any], source: str | os.PathLike[str], optio
     return Path(snapshot_download(str(source), allow_patterns=patterns, **given)) / subfolder
 
 
+def _read(
+    images: Picture,
+    settings: dict[str, Any],
+    input_data_format: str | None,
+    on_error: OnError,
+    urls: bool,
+    seed: int | None,
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """Pictures on the grid, (B, height, width, 3), and a sentence for each that is left out."""
+    how = Reading(tuple(settings["background"]), settings["white"], _channels(input_data_format), urls)
+    skipped: list[str] = []
+    pictures = read_pictures(images, how, on_error, skipped)
+    return _pixels(pictures, settings, np.random.default_rng(seed)), skipped
+
+
+def _are_of_1(images: Any, white: float | None) -> bool:
+    """Whether pictures are arrays of floats whose white is 1; `Reading` has what is guessed of it."""
+    arrays = images if isinstance(images, (list, tuple)) else [images]
+    if not all(hasattr(array, "shape") and hasattr(array, "dtype") for array in arrays):
+        return False
+    found = [as_array(array) for array in arrays]
+    if not all(array.dtype.kind == "f" for array in found):
+        return False
+    return white == 1 if white is not None else all(float(array.max()) <= 1 for array in found)
+
+
 def _pixels(pictures: list[Image.Image], settings: dict[str, Any], rng: np.random.Generator) -> NDArray[np.uint8]:
     if settings["do_resize"]:
         framing = framing_from(settings)
@@ -346,10 +394,10 @@ def _pixels(pictures: list[Image.Image], settings: dict[str, Any], rng: np.rando
     return np.stack([np.asarray(picture) for picture in pictures])
 
 
-def _scaled(pixels_BHWC: NDArray[np.uint8], settings: dict[str, Any]) -> NDArray[np.float32]:
+def _scaled(pixels_BHWC: NDArray[np.uint8], settings: dict[str, Any], of_1: bool) -> NDArray[np.float32]:
     values = pixels_BHWC.astype(np.float32)
-    if settings["do_rescale"]:
-        values *= np.float32(settings["rescale_factor"])
+    if settings["do_rescale"] or of_1:  # which were rescaled before they came; they stay as they are
+        values *= np.float32(settings["rescale_factor"] if settings["do_rescale"] else SCALE["rescale_factor"])
     if settings["do_normalize"]:
         values -= np.asarray(settings["image_mean"], np.float32)
         values /= np.asarray(settings["image_std"], np.float32)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,8 +208,10 @@ def _read_palette(
             f"{path}: there is no such file, so the palette is unknown; give it by --palette, or fetch it with "
             "`imagegpt download`."
         ) from None
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError) as error:
-        raise InputError(f"{path} holds no palette: {reason(error)}") from None
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or reason(error)}.") from None
+    except (ValueError, EOFError, SyntaxError, TypeError, BadZipFile):  # numpy's words are of pickles
+        raise InputError(f"{path} holds no palette: give an .npy file of floats of shape (K, 3).") from None
     return _checked_palette(clusters, path, spec), path
 
 

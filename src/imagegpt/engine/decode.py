@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from imagegpt.engine.cost import PROMPT_IDS
 from imagegpt.engine.particles import Particles
 from imagegpt.engine.warp import Array, Sampling, log_probs
+from imagegpt.errors import InputError
 from imagegpt.sequence import known_later, with_sos
 from imagegpt.spec import ModelSpec
 
@@ -133,6 +134,7 @@ class Decoding:
         self._known_BT = backend.array(known_BT)
         self._uniforms_BT = backend.array(batch.uniforms_BT)
         self._log_probs_BT = backend.array(np.full(known_BT.shape, np.nan)) if with_log_probs else None
+        self._sound: Array | None = None  # whether all logits so far were numbers
         self._particles = None
         if batch.particles > 1:
             assert batch.resampling_GT is not None
@@ -159,6 +161,8 @@ class Decoding:
             logits_BK = rows.logits_BK
             if self._process is not None:
                 logits_BK = self._process(self._ids_BT[:, :position], logits_BK)
+                _check_shape(logits_BK, rows.logits_BK)
+            self._listen(logits_BK)
             drawn = self._sampling.choose(logits_BK, self._uniforms_BT[:, position])
             if known.any():
                 where = array_namespace(drawn).where
@@ -168,6 +172,12 @@ class Decoding:
             self._log_probs_BT[:, position] = log_probs(rows.logits_BK, self._ids_BT[:, position])
         if self._particles is not None and self._later_GT[:, position].any():
             self._weigh(rows, position)
+
+    def _listen(self, logits_BK: Array) -> None:
+        """Note whether each row has a likeliest id; a GPU is asked for that only when its ids are."""
+        xp = array_namespace(logits_BK)
+        sound = xp.all(xp.isfinite(xp.max(logits_BK, axis=1)))
+        self._sound = sound if self._sound is None else self._sound & sound
 
     def _weigh(self, rows: Rows, position: int) -> None:
         """Weigh the particles by the id that is known here; where few are left that count, double those."""
@@ -194,7 +204,16 @@ class Decoding:
         return self._particles.pick()
 
     def ids(self) -> NDArray[np.int64]:
-        """(G, T) ids of the samples as they are now; `UNKNOWN` where nothing is drawn yet."""
+        """(G, T) ids of the samples as they are now; `UNKNOWN` where nothing is drawn yet.
+
+        Raises:
+            InputError: the model, or who changes its logits, gave some that are no numbers.
+        """
+        if self._sound is not None and not bool(self._sound):
+            raise InputError(
+                "An id can't be drawn from scores that are no numbers: try precision fp32, and look at the model's "
+                "weights and at the logits processor, if there is one."
+            )
         return self._backend.numpy(self._ids_BT)[self._chosen()]
 
     def log_probs(self) -> NDArray[np.float64] | None:
@@ -204,3 +223,9 @@ class Decoding:
     def effective(self) -> NDArray[np.float64] | None:
         """(G,) the least effective number of particles on the way; `None` without particles."""
         return None if self._particles is None else self._particles.least_effective
+
+
+def _check_shape(logits_BK: Array, wanted_BK: Array) -> None:
+    if tuple(logits_BK.shape) != tuple(wanted_BK.shape):
+        found, wanted = tuple(logits_BK.shape), tuple(wanted_BK.shape)
+        raise InputError(f"A logits processor must give scores of the shape {wanted}, not {found}.")

@@ -50,7 +50,7 @@ def layers_of(layer: Layer, blocks: int) -> list[int]:
     """
     if layer is None:
         return [blocks // 2]
-    if layer == "all":
+    if isinstance(layer, str) and layer == "all":
         return list(range(blocks + 1))
     layers: list[Any] = list(layer) if isinstance(layer, Iterable) else [layer]
     for number in layers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,13 @@ class Sampling:
     min_p: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) and not (value is None and name != "temperature"):
+                raise InputError(f"{name} must be a number, not {value!r}.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature must be a finite number of at least 0, not {self.temperature}.")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+        if self.top_k is not None and (not isinstance(self.top_k, Integral) or self.top_k < 1):
             raise InputError(
                 f"top_k must be a whole number of at least 1, not {self.top_k}; leave it out for all colours."
             )

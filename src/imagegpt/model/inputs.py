@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 
 # Read by flash attention, and by the attention functions of transformers' continuous batching (`generate_batch`).
@@ -46,8 +46,8 @@ def check_keywords(kwargs: dict[str, Any]) -> None:
         raise TypeError(f"forward() got an unexpected keyword argument {unknown[0]!r}")
 
 
-def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> None:
-    """Refuse none, both, wrong shapes and empty batches."""
+def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, width: int) -> None:
+    """Refuse none, both, wrong shapes and empty batches; `width` is that of embeddings."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
     given: Any = input_ids if input_ids is not None else inputs_embeds
@@ -58,8 +58,10 @@ def check_inputs(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | N
         raise ValueError(f"{name} must have the shape {shape}, not {tuple(given.shape)}.")
     if 0 in given.shape:
         raise ValueError(f"{name} is empty: its shape is {tuple(given.shape)}.")
-    if input_ids is not None and (input_ids.is_floating_point() or input_ids.dtype == torch.bool):
-        raise TypeError(f"input_ids must be whole numbers, not {input_ids.dtype}.")
+    if inputs_embeds is not None and inputs_embeds.shape[2] != width:
+        raise ValueError(f"inputs_embeds must have the model's width, {width}, not {inputs_embeds.shape[2]}.")
+    if input_ids is not None and input_ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"input_ids must be whole numbers, int64 or int32, not {input_ids.dtype}.")
 
 
 def one_each(values: torch.Tensor, given: torch.Tensor, name: str) -> torch.Tensor:
@@ -167,6 +169,8 @@ def as_cache(past: Any, config: PreTrainedConfig, needed: bool) -> Any:
         past = EncoderDecoderCache(past) if past and len(past[0]) >= 4 else DynamicCache(past or None)
     if past is None:
         past = DynamicCache(config=config)
+    if not isinstance(past, Cache):
+        raise TypeError(f"past_key_values must be a cache or tuples of keys and values, not {type(past).__name__}.")
     if getattr(config, "add_cross_attention", False) and not isinstance(past, EncoderDecoderCache):
         past = EncoderDecoderCache(past, DynamicCache(config=config))
     return past

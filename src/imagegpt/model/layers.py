@@ -132,8 +132,6 @@ class ImageGPTMLP(nn.Module):
         inner = config.spec.inner_width
         self.c_fc = Conv1D(inner, config.n_embd)
         self.c_proj = ResidualProjection(config.n_embd, inner)
-        if config.activation_function not in ACT2FN:
-            raise ValueError(f"activation_function {config.activation_function!r} is unknown to transformers.")
         self.act = quick_gelu if config.activation_function == "quick_gelu" else ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)
 

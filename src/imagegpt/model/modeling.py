@@ -294,7 +294,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         """
         input_ids = without_old_name(input_ids, pixel_values)
         check_keywords(kwargs)
-        check_inputs(input_ids, inputs_embeds)
+        check_inputs(input_ids, inputs_embeds, self.config.n_embd)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -413,6 +413,9 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
                 f"encoder_hidden_states must have the shape (batch, length, {self.config.n_embd}), "
                 f"not {tuple(encoder_BSD.shape)}."
             )
+        if encoder_mask is not None and encoder_mask.ndim == 2 and encoder_mask.shape != encoder_BSD.shape[:2]:
+            shape = tuple(encoder_BSD.shape[:2])
+            raise ValueError(f"encoder_attention_mask must have the shape {shape}, not {tuple(encoder_mask.shape)}.")
         cross = create_bidirectional_mask(
             config=config, inputs_embeds=x_BTD, attention_mask=encoder_mask, encoder_hidden_states=encoder_BSD
         )

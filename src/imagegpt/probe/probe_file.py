@@ -76,8 +76,8 @@ def load_probe(path: Path) -> SavedProbe:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no probe {path}.")
+    told = _told(path)  # before the tensors: other files have some of other types
     tensors = map_tensors(path)
-    told = _told(path)
     if set(tensors) != set(NAMES):
         raise InputError(f"{path} is no probe: it has the tensors {', '.join(sorted(tensors)) or 'none'}.")
     arrays = {name: np.array(tensors[name]) for name in NAMES}

@@ -128,6 +128,9 @@ def _listed(pictures: Iterable[Any]) -> list[Any]:
     """One sample after the other, whatever holds them (a list, an array, a column of a table)."""
     if isinstance(pictures, (str, bytes, Path, Image.Image)) or not np.iterable(pictures):
         raise InputError("ImageGPTFeatures takes several pictures, in a list or an array; put a single one in a list.")
+    values: Any = pictures
+    if getattr(values, "ndim", 0) == 3 and values.shape[2] in (1, 3, 4):
+        raise InputError(f"An array of shape {tuple(values.shape)} is one picture; put a single one in a list.")
     listed = list(pictures)
     if not listed:
         raise InputError("There are no pictures.")

@@ -23,7 +23,7 @@ class Limits:
         upload: bytes of one file.
 
     Raises:
-        InputError: a limit below 1.
+        InputError: a limit that is too low.
     """
 
     running: int = 4
@@ -38,7 +38,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         for limit in fields(self):
-            check_count(limit.name, getattr(self, limit.name))
+            if limit.name != "seconds":
+                check_count(limit.name, getattr(self, limit.name))
+        if not self.seconds > 0:
+            raise InputError(f"seconds must be above 0, not {self.seconds}.")
 
     def check_samples(self, count: int) -> None:
         """Refuse more pictures than one request may ask for."""

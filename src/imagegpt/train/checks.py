@@ -30,6 +30,21 @@ def check_recipe(recipe: FlatRecipe, group: Processes) -> None:
     schedule_of(options, per_epoch=1)
 
 
+def check_validations(recipe: FlatRecipe) -> None:
+    """Refuse a run that is to end or to choose by validations, and has none.
+
+    Raises:
+        InputError: nothing to validate on is named, or that is switched off.
+    """
+    watch = recipe.watch
+    without = "give --validation DATA" if recipe.data.validation is None else None
+    if without is None and watch.validate_every == 0:
+        without = "leave --validate-every 0 out"
+    for option, asked in (("--patience", watch.patience), ("--publish best", watch.publish == "best")):
+        if asked and without:
+            raise InputError(f"{option} goes by validations: {without}, or leave {option} out.")
+
+
 def check_same_run(recipe: FlatRecipe, out: Path) -> None:
     """Refuse a folder with the checkpoints of another run.
 

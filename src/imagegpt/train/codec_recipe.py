@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -48,6 +48,15 @@ class Codes:
     edge: float = 0.0
 
 
+@Parameter(name="*", group="Data")
+@dataclass(frozen=True)
+class CodecData(Data):  # noqa: D101 - the same names, and what a codec makes of them
+    __doc__ = Data.__doc__
+
+    train: Annotated[str | None, Parameter(help="DATA: pictures.")] = None
+    grid: Annotated[str | None, Parameter(help=f"height x width of codes; default: {GRID}.")] = None
+
+
 @Parameter(name="*", group="Optimisation")
 @dataclass(frozen=True)
 class CodecOptimization(Optimization):  # noqa: D101 - the same names, other defaults
@@ -82,7 +91,8 @@ class CodecRecipe(FlatRecipe):
     verb = "vqvae"
 
     codes: Codes = field(default_factory=Codes)
-    data: Data = field(default_factory=Data)
+    # Frozen, so that parts may be of narrower types.
+    data: CodecData = field(default_factory=CodecData)  # pyright: ignore
     optimization: CodecOptimization = field(default_factory=CodecOptimization)  # pyright: ignore
     compute: Compute = field(default_factory=Compute)
     watch: Watch = field(default_factory=Watch)

@@ -21,6 +21,7 @@ from imagegpt.data.pixels import read_pixels
 from imagegpt.errors import InputError
 from imagegpt.files import write_whole
 from imagegpt.sheet import comparison_sheet
+from imagegpt.train.checks import check_validations
 from imagegpt.train.clock import Work
 from imagegpt.train.codec_objective import Reconstruction
 from imagegpt.train.codec_recipe import CodecRecipe, Codes
@@ -39,9 +40,13 @@ class CodecTraining:
 
     Args:
         recipe: everything that decides the run.
+
+    Raises:
+        InputError: an end or a choice by validations, without any.
     """
 
     def __init__(self, recipe: CodecRecipe) -> None:
+        check_validations(recipe)
         self.recipe = recipe
 
     def open(self, out: Path, group: Processes, working: Working | None = None) -> Dataset:

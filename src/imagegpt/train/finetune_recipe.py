@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -81,7 +81,10 @@ class GentleOptimization(Optimization):  # noqa: D101 - the same names, other de
 class WatchForBest(Watch):  # noqa: D101 - the same names, other defaults
     __doc__ = Watch.__doc__
 
-    validate_every: Whole | None = None
+    validate_every: Annotated[
+        Whole | None,
+        Parameter(help="what the network is worth on the validation pictures; default: once an epoch."),
+    ] = None
     patience: Whole = 3
     publish: Literal["last", "best"] = "best"
 

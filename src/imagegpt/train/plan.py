@@ -153,6 +153,8 @@ def plan(
         ('fsdp', 1, True)
     """
     _check(batch, gpus, accumulate, gpus_per_node, network, utilisation)
+    if not 0 <= dropout < 1:
+        raise InputError(f"--dropout must be at least 0 and below 1, not {dropout}.")
     _check_choices(precision=(precision, PRECISIONS), optimizer=(optimizer, get_args(Optimizer)))
     _check_choices(strategy=(strategy or "ddp", get_args(Strategy)))
     rows = rows_of(batch, gpus, accumulate)

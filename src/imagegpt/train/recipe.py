@@ -147,7 +147,7 @@ class Watch:
 
     Args:
         log_every: a line in log.jsonl.
-        validate_every: what the network is worth on the validation pictures; default: once an epoch.
+        validate_every: what the network is worth on the validation pictures.
         patience: end the run after so many validations in a row that were not better than the best; 0 never does.
         publish: which checkpoint becomes the model: the last, or the best by validation.
         save_every: a checkpoint; one is also saved at the end and when the run is interrupted.

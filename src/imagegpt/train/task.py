@@ -10,6 +10,7 @@ from imagegpt.codec.codec import grid_of
 from imagegpt.codec.preprocessor_file import find_framed
 from imagegpt.data.sources import open_source
 from imagegpt.data.tokens import META
+from imagegpt.train.checks import check_validations
 from imagegpt.train.codec_recipe import CodecRecipe
 from imagegpt.train.dataset import Dataset, Working, open_dataset
 from imagegpt.train.evaluation import draw_samples, validate
@@ -72,9 +73,13 @@ class Pretraining:
 
     Args:
         recipe: everything that decides the run.
+
+    Raises:
+        InputError: an end or a choice by validations, without any; or a grid that can't be told.
     """
 
     def __init__(self, recipe: Recipe) -> None:
+        check_validations(recipe)
         height, width = grid_meant(recipe)
         self.recipe = replace(recipe, data=replace(recipe.data, grid=f"{height}x{width}"))
 
