@@ -192,9 +192,10 @@ def test_configurations_that_make_no_sense(tmp_path, values, words):
         open_cpu(folder)
 
 
-def test_weights_that_are_not_finite_are_told_of(tmp_path):
+@pytest.mark.parametrize("name", ["transformer.ln_f.weight", "score.weight"])
+def test_weights_that_are_not_finite_are_told_of(tmp_path, name):
     folder = make(tmp_path / "model")
-    change(folder, **{"transformer.ln_f.weight": torch.full((32,), torch.nan)})
+    change(folder, **{name: classifiers.load_file(folder / "model.safetensors")[name] * torch.nan})
     with pytest.raises(InputError, match="not finite in fp32"):
         open_cpu(folder).logits_of(ids_of(1))
 

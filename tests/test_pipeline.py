@@ -569,7 +569,7 @@ def test_damaged_weights_are_told_and_not_drawn_from(copied, backend):
     damaged = ImageGPT.from_pretrained(copied, device="cpu", backend=backend)
     with pytest.raises(InputError, match="scores that are no numbers"):
         damaged.sample(2, seed=0)
-    with pytest.raises(InputError, match="features that are no numbers in fp32"):
+    with pytest.raises(InputError, match="features that are not finite in fp32"):
         damaged.features(picture())
 
 

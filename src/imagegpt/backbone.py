@@ -175,7 +175,8 @@ class Backbone:
             for layer, values in zip(layers, extractor(inputs_BT[start:stop]), strict=True):
                 found[layer][start:stop] = values
                 if not np.isfinite(values).all():
-                    raise InputError(f"{self.path} gives features that are no numbers in {self.precision}: try fp32.")
+                    told = f"features that are not finite in {self.precision}: it is damaged, or try fp32."
+                    raise InputError(f"{self.path} gives {told}")
             if progress is not None:
                 progress(stop, len(ids_BT))
         return found

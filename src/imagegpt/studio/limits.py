@@ -40,8 +40,8 @@ class Limits:
         for limit in fields(self):
             if limit.name != "seconds":
                 check_count(limit.name, getattr(self, limit.name))
-        if not self.seconds > 0:
-            raise InputError(f"seconds must be above 0, not {self.seconds}.")
+        if not self.seconds >= 1:
+            raise InputError(f"seconds must be at least 1, not {self.seconds}.")
 
     def check_samples(self, count: int) -> None:
         """Refuse more pictures than one request may ask for."""
