@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 
@@ -10,9 +11,9 @@ import pytest
 
 import card
 from counting import BACKING, Counting
-from imagegpt import ImageGPT, metrics
+from imagegpt import ImageGPT, checkpoint, metrics
 from imagegpt.evaluation import Report
-from measure import nearest_pixels, told_of_classifier
+from measure import RESULTS, STAGES, nearest_pixels, told_of_classifier
 
 WIDTH, COLORS = 4, 5
 
@@ -125,3 +126,13 @@ def test_the_card_is_filled_from_result_files():
     assert "| the nearest of all | 20 | 21 |" in words
     assert "| the same, pixel for pixel | 0 | 1 |" in words
     assert not re.search(r"\$[a-z]", words)
+
+
+def test_the_card_and_its_figures_are_those_of_the_result_files():
+    pipeline = ImageGPT.from_pretrained("nano")
+    found = card.read_results(RESULTS)
+    assert found.keys() == STAGES.keys()
+    assert {result["fingerprint"] for result in found.values()} == {checkpoint.fingerprint(pipeline.path)}
+    assert (pipeline.path / "README.md").read_text(encoding="utf-8") == card.card_text(pipeline, found)
+    kept = json.loads((pipeline.path / "evaluation.json").read_text(encoding="utf-8"))
+    assert kept == found["likelihood"]
