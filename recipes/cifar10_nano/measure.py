@@ -4,7 +4,7 @@
 
 DIR has train.parquet and validation.parquet. Each figure is a stage, whose result is a JSON file in results/: a stage
 whose file is there for this model is not run again, and one that was interrupted goes on. On two CPU cores all of them
-take about four hours, most of which are the features of all pictures and the fine-tuning; --stage NAME runs some.
+take two to four hours, most of which are the features of all pictures and the fine-tuning; --stage NAME runs some.
 """
 
 from __future__ import annotations
