@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,12 +36,13 @@ from imagegpt.engine.score import bits_per_dim
 from imagegpt.files import cache_folder, make_folder, write_text, write_whole
 from imagegpt.probe.cache import cached_features
 from imagegpt.probe.neighbours import nearest
-from imagegpt.sheet import Cell, draw_sheet, enlarge
+from imagegpt.sheet import comparison_sheet
 
 RESULTS = Path(__file__).parent / "results"
 LEFT_NEIGHBOUR = Path(__file__).parents[2] / "docs" / "completions-left-neighbour.png"
 INT8_PICTURES = 1000  # a score in int8 takes the steps of sampling
 LABELS = "4,25,400"  # a class: the paper's
+CELL = 64
 SHOWN, SEED = 10, 0  # completions on the sheets: the first so many validation pictures
 
 
@@ -168,7 +169,6 @@ def memorisation(of: Measured) -> dict[str, Any]:
     layer = pipeline.spec.n_layer // 2
     train_ND = _features(of, layer)
     told: dict[str, Any] = {"layer": layer, "pictures": SAMPLES}
-    rows: list[list[Cell]] = []
     for side, ids_BT in sides.items():
         distance_B, index_B = nearest_pixels(_flat(pipeline, ids_BT), train_NP, pipeline.grid)
         cosine_BK, like_BK = nearest(pipeline.features_of(ids_BT, [layer])[layer], train_ND, 1)
@@ -179,12 +179,7 @@ def memorisation(of: Measured) -> dict[str, Any]:
         }
         if side == "samples":
             parts = {"sample": ids_BT, "by pixels": of.train_ids[index_B], "by features": of.train_ids[like_BK[:, 0]]}
-            images = {words: pipeline.decode(ids[:SHOWN]) for words, ids in parts.items()}
-            rows = [
-                [Cell(enlarge(row[0], 64), words), *(Cell(enlarge(image, 64)) for image in row[1:])]
-                for words, row in images.items()
-            ]
-    write_whole(of.work / "neighbours.png", draw_sheet(rows).save)
+            write_whole(of.work / "neighbours.png", _sheet(pipeline, parts).save)
     return told
 
 
@@ -203,19 +198,17 @@ def completions(of: Measured) -> dict[str, Image.Image]:
     pictures = [Image.fromarray(pixels) for pixels in of.pixels("validation")[:SHOWN]]
     by_model = of.pipeline.complete(pictures, num_samples=1, seed=SEED).ids
     by_counting = of.counting.complete(ids_BT, given, np.random.default_rng(SEED))
-    sheets = {}
-    for name, painted_BT in {"model": by_model, "counting": by_counting}.items():
-        half_BT = np.where(np.arange(ids_BT.shape[1]) < given, ids_BT, -1)
-        rows = {"seen": half_BT, "painted": painted_BT}
-        cells = [
-            [
-                Cell(enlarge(image, 64), words if not number else "")
-                for number, image in enumerate(of.pipeline.decode(ids))
-            ]
-            for words, ids in rows.items()
-        ]
-        sheets[name] = draw_sheet(cells)
-    return sheets
+    half_BT = np.where(np.arange(ids_BT.shape[1]) < given, ids_BT, -1)
+    painted = {"model": by_model, "counting": by_counting}
+    return {name: _sheet(of.pipeline, {"seen": half_BT, "painted": ids}) for name, ids in painted.items()}
+
+
+def _sheet(pipeline: ImageGPT, rows: Mapping[str, NDArray[np.int64]]) -> Image.Image:
+    """The first pictures of each row of ids, under its words."""
+    pictures = {
+        words: np.stack([np.asarray(image) for image in pipeline.decode(ids[:SHOWN])]) for words, ids in rows.items()
+    }
+    return comparison_sheet(pictures, CELL)
 
 
 def _scores(pipeline: ImageGPT, ids_BT: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -32,8 +32,8 @@ HUB_FILES = ["*.json", "*.safetensors", "*.bin", "README.md"]
 # What says what a model is: a codec may be a network, in a folder of its own, and that is small beside the model.
 SMALL_FILES = ["*.json", "vqvae/*.safetensors", "vqmodel/*.safetensors"]
 Heads = Mapping[str, int]
-# Names of the causal masks that files of old releases carry; a mask is no weight.
 CROSS_ATTENTION = r"\.h\.\d+\.(crossattention|ln_cross_attn)\."  # drawing and features do without
+# Names of the causal masks that files of old releases carry; a mask is no weight.
 OLD_MASKS = r"(^|\.)h\.\d+\.(attn|crossattention)\.(masked_)?bias$"
 
 
@@ -255,8 +255,8 @@ def _check_shapes(folder: Path, spec: ModelSpec, heads: Heads | None, stored: Ma
         raise InputError(
             f"{folder}: the weights have {HEAD}, and by {CONFIG} (tie_word_embeddings) the embedding is the head."
         )
-    left = [name for name in stored if name.startswith("transformer.") and name not in expected]
-    left = [name for name in left if not re.search(CROSS_ATTENTION, name)]
+    unknown = (name for name in stored if name.startswith("transformer.") and name not in expected)
+    left = [name for name in unknown if not re.search(CROSS_ATTENTION, name)]
     if left:
         raise InputError(f"{folder}: the weights have {left[0]}, which no network has that is as {CONFIG} says.")
 

@@ -77,9 +77,9 @@ def completion_sheet(
     return draw_sheet(rows)
 
 
-def comparison_sheet(rows: Mapping[str, NDArray[np.uint8]]) -> Image.Image:
+def comparison_sheet(rows: Mapping[str, NDArray[np.uint8]], cell: int = CELL) -> Image.Image:
     """A sheet of the same pictures in several versions, one below the other: words -> (B, H, W, 3) uint8."""
-    pictures = {words: [enlarge(Image.fromarray(pixels)) for pixels in row] for words, row in rows.items()}
+    pictures = {words: [enlarge(Image.fromarray(pixels), cell) for pixels in row] for words, row in rows.items()}
     return draw_sheet([[Cell(row[0], words), *map(Cell, row[1:])] for words, row in pictures.items()])
 
 

@@ -193,7 +193,7 @@ class ImageGPTImageProcessor(BaseImageProcessor):
         if settings["do_color_quantize"]:
             name, values = "input_ids", flatten(self._encoded(pixels_BHWC, settings)[0])
         else:
-            name, values = "pixel_values", _scaled(pixels_BHWC, settings, _are_of_1(images, settings["white"]))
+            name, values = "pixel_values", _scaled(pixels_BHWC, settings, images)
             if _channels(data_format) == "first":
                 values = values.transpose(0, 3, 1, 2)
         batch: Any = _batch(name, values, return_tensors)
@@ -394,10 +394,12 @@ def _pixels(pictures: list[Image.Image], settings: dict[str, Any], rng: np.rando
     return np.stack([np.asarray(picture) for picture in pictures])
 
 
-def _scaled(pixels_BHWC: NDArray[np.uint8], settings: dict[str, Any], of_1: bool) -> NDArray[np.float32]:
+def _scaled(pixels_BHWC: NDArray[np.uint8], settings: dict[str, Any], images: Any) -> NDArray[np.float32]:
     values = pixels_BHWC.astype(np.float32)
-    if settings["do_rescale"] or of_1:  # which were rescaled before they came; they stay as they are
-        values *= np.float32(settings["rescale_factor"] if settings["do_rescale"] else SCALE["rescale_factor"])
+    if settings["do_rescale"]:
+        values *= np.float32(settings["rescale_factor"])
+    elif _are_of_1(images, settings["white"]):  # rescaled before they came: they stay as they are
+        values *= np.float32(SCALE["rescale_factor"])
     if settings["do_normalize"]:
         values -= np.asarray(settings["image_mean"], np.float32)
         values /= np.asarray(settings["image_std"], np.float32)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from imagegpt.errors import InputError
-from imagegpt.painting import Result
 from imagegpt.studio import views
 from imagegpt.studio.asked import Kept, Wanted
-from imagegpt.studio.drawing import Drawn, Stage, completions, new_folder, write_images
+from imagegpt.studio.drawing import Drawn, Stage, Start, completions, new_folder, write_images
 from imagegpt.studio.page import UNSEEN, Page, Seen
 from imagegpt.studio.widgets import new_maps, new_problem, nothing, problem
 
@@ -65,10 +64,10 @@ def _board(seen: Seen) -> dict[str, Any]:
     return views.maps(seen.model.grid, [shown], keep=KEEP, brush=3, hint="")
 
 
-def _asking(page: Page) -> Callable[..., tuple[str, Callable[[], Iterator[Result]]]]:
+def _asking(page: Page) -> Callable[..., tuple[str, Start]]:
     def ask(
         photo: Any, name: Any, how: Any, keep: Any, particles: Any, board: Any, *controls: Any
-    ) -> tuple[str, Callable[[], Iterator[Result]]]:
+    ) -> tuple[str, Start]:
         wanted = Wanted.read(*controls)
         painted = (board or {}).get("painted") if how == PAINTED else None
         if how == PAINTED and not (isinstance(painted, str) and "1" in painted):

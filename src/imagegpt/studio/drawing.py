@@ -30,6 +30,7 @@ from imagegpt.studio.page import UNSEEN, Page, Studio, read_photo
 from imagegpt.studio.widgets import new_problem, new_samples, problem
 
 KEPT_SECONDS = 3600
+Start = Callable[[], Iterator[Result]]  # of a drawing
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def samples(studio: Studio, name: str, wanted: Wanted) -> Iterator[Result]:
 
 
 async def shown(
-    studio: Studio, request: gr.Request, name: str, start: Callable[[], Iterator[Result]]
+    studio: Studio, request: gr.Request, name: str, start: Start
 ) -> AsyncGenerator[tuple[Any, Any, Any, str], None]:
     """Draw, and tell what `Stage`'s components show on the way: samples, what is drawn, files, and a problem."""
     began = time.perf_counter()
@@ -164,9 +165,7 @@ class Stage:
         )
         return cls(shown, gr.State(), files, told, draw, stop, below, controls)
 
-    def wire(
-        self, page: Page, ask: Callable[..., tuple[str, Callable[[], Iterator[Result]]]], inputs: list[Any]
-    ) -> None:
+    def wire(self, page: Page, ask: Callable[..., tuple[str, Start]], inputs: list[Any]) -> None:
         """Make the buttons work.
 
         Args:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
-from imagegpt.painting import Result
 from imagegpt.studio.asked import Wanted
-from imagegpt.studio.drawing import Stage, samples
+from imagegpt.studio.drawing import Stage, Start, samples
 from imagegpt.studio.page import Page
 
 
@@ -18,7 +16,7 @@ def build(page: Page) -> None:
     gr.Markdown("The model draws from nothing: what pictures are like, to its mind.")
     stage = Stage.build(page, "Sample")
 
-    def ask(name: Any, *controls: Any) -> tuple[str, Callable[[], Iterator[Result]]]:
+    def ask(name: Any, *controls: Any) -> tuple[str, Start]:
         wanted = Wanted.read(*controls)
         return name, lambda: samples(page.studio, name, wanted)
 

@@ -36,13 +36,17 @@ def check_validations(recipe: FlatRecipe) -> None:
     Raises:
         InputError: nothing to validate on is named, or that is switched off.
     """
+    if lacks_validations(recipe):
+        option = "--patience" if recipe.watch.patience else "--publish best"
+        hint = "give --validation DATA" if recipe.data.validation is None else "leave --validate-every 0 out"
+        raise InputError(f"{option} goes by validations: {hint}, or leave {option} out.")
+
+
+def lacks_validations(recipe: FlatRecipe) -> bool:
+    """Whether a run is to end or to choose by validations, and has none."""
     watch = recipe.watch
-    without = "give --validation DATA" if recipe.data.validation is None else None
-    if without is None and watch.validate_every == 0:
-        without = "leave --validate-every 0 out"
-    for option, asked in (("--patience", watch.patience), ("--publish best", watch.publish == "best")):
-        if asked and without:
-            raise InputError(f"{option} goes by validations: {without}, or leave {option} out.")
+    none = recipe.data.validation is None or watch.validate_every == 0
+    return none and bool(watch.patience or watch.publish == "best")
 
 
 def check_same_run(recipe: FlatRecipe, out: Path) -> None:

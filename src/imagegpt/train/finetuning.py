@@ -20,7 +20,7 @@ from imagegpt.errors import InputError
 from imagegpt.metrics import average_precision, evaluate
 from imagegpt.sequence import parse_grid
 from imagegpt.train.batches import Batch
-from imagegpt.train.checks import CHECKPOINTS
+from imagegpt.train.checks import CHECKPOINTS, lacks_validations
 from imagegpt.train.dataset import Dataset, Working, make_ids, open_sources
 from imagegpt.train.evaluation import draw_samples, fixed_masks, shares
 from imagegpt.train.finetune_recipe import FinetuneRecipe
@@ -127,8 +127,8 @@ def _check_same_classes(labels: Labels, out: Path, train: str) -> None:
 
 def _completed(recipe: FinetuneRecipe, backbone: Pretrained) -> FinetuneRecipe:
     """The recipe with nothing left open."""
-    data, options, watch = recipe.data, recipe.optimization, recipe.watch
-    if (data.validation is None or watch.validate_every == 0) and (watch.patience or watch.publish == "best"):
+    data, options = recipe.data, recipe.optimization
+    if lacks_validations(recipe):
         raise InputError(
             "Fine-tuning stops by pictures that it is not trained on: give --validation DATA and leave "
             "--validate-every 0 out, or give --patience 0 --publish last."

@@ -11,6 +11,7 @@ root.append(row, readout);
 
 let boards = [];
 let cursor = null;
+let byKeys = false; // they moved the cursor last: a pointer that leaves, as it does where the page moves, leaves it there
 let brush = null;   // "1" or "0" while the pointer is down
 let sent = null;    // the value that we set ourselves
 
@@ -61,7 +62,7 @@ function build(maps) {
     row.append(figure);
     area.addEventListener("pointermove", (event) => move(square(event, area), event));
     area.addEventListener("pointerdown", (event) => press(square(event, area), event, area));
-    area.addEventListener("pointerleave", () => { if (brush === null) { cursor = resting(); paint(); } });
+    area.addEventListener("pointerleave", () => { if (brush === null && !byKeys) { cursor = resting(); paint(); } });
     area.addEventListener("keydown", key);
     return { title: map.title, area, image, canvas };
   });
@@ -77,11 +78,13 @@ function square(event, area) {
 function move(index, event) {
   if (brush !== null) line(cursor, index);
   cursor = index;
+  byKeys = false;
   paint();
 }
 
 function press(index, event, area) {
   cursor = index;
+  byKeys = false;
   area.focus({ preventScroll: true });
   if (value().mode === "pick") pick();
   if (value().mode === "paint") {
@@ -112,6 +115,7 @@ function key(event) {
       commit();
     }
   } else return;
+  byKeys = true;
   event.preventDefault();
   paint();
 }
