@@ -83,6 +83,8 @@ CONTRASTS = """() => {
   }
   return found;
 }"""
+# Gradio gives controls that appear their first values once more, some 10 ms later: what is typed by then is lost.
+FRAMES = "async () => { for (let i = 0; i < 10; i++) await new Promise(requestAnimationFrame); }"
 # Gradio's own, where it shows how far an upload is: it can't close that, nor find it where the upload was faster.
 HARMLESS = {"Method not implemented.", "Response"}
 PROGRESS = "/upload_progress"
@@ -192,6 +194,7 @@ class Visit:
     def set(self, label: str, value: float) -> None:
         """Type a number into a control."""
         field = self.seen(f"input[aria-label='number input for {label}'], input[aria-label='{label}']")
+        self.page.evaluate(FRAMES)
         field.fill(str(value))
         field.press("Tab")
 
