@@ -466,12 +466,13 @@ def test_reload(visit, served):
     stroke(page, (1, 1), (30, 1))
     page.draw()
     page.watch(2)
-    assert busy(server) > 0.5
+    drawing = busy(server)  # less than a core where others want them too
+    assert drawing > 0.1
     page.page.reload()
     page.ready()
     page.wrong.clear()  # of what was left in the middle
-    until = time.monotonic() + 5
-    while busy(server) > 0.2:
+    until = time.monotonic() + 10  # the drawing takes a minute
+    while busy(server) > drawing / 4:
         assert time.monotonic() < until
     page.draw()
     page.finish()
