@@ -37,9 +37,9 @@ def reason(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is no whole number of at least 1."""
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuse what is no whole number of at least `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise InputError(f"{name} must be a whole number, not {value!r}.")
-    if value < 1:
-        raise InputError(f"{name} must be at least 1, not {value}.")
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, not {value}.")

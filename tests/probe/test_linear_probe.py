@@ -269,6 +269,7 @@ BAD = [
     ({"folds": 11}, "one class has 10"),
     ({"device": "nowhere"}, "nowhere"),
     ({"max_iter": 0}, "max_iter must be at least 1"),
+    ({"seed": -1}, "seed must be at least 0"),
     ({"x_ND": np.eye(2), "y_N": np.arange(2)}, "give a strength"),
 ]
 

@@ -89,6 +89,7 @@ def test_one_label_a_class_needs_a_strength(data):
         ({"labels_per_class": [4, 100]}, "100 labels a class are asked for; class . has 80"),
         ({"labels_per_class": [0]}, "labels_per_class must be at least 1"),
         ({"folds": 0}, "folds must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"y_M": np.arange(240) % 4}, "0 to 2"),
     ],
 )

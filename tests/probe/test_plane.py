@@ -116,6 +116,11 @@ def test_too_few_for_neighbours(count):
         neighbour_plane(drawn(count, 4))
 
 
+def test_a_seed_that_is_none():
+    with pytest.raises(InputError, match="seed must be at least 0, not -1"):
+        neighbour_plane(drawn(5, 4), seed=-1)
+
+
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(ModuleNotFoundError, match=r"imagegpt\[probe\]"):

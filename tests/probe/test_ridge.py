@@ -87,9 +87,20 @@ def test_features_in_chunks_and_classes_without_pictures(data, monkeypatch):
         ({"y_N": np.zeros(20, int)}, "two classes"),
         ({"strength": -1}, "positive"),
         ({"folds": 30}, "30 folds"),
+        ({"seed": -1}, "seed must be at least 0, not -1"),
+        ({"seed": 0.5}, "seed must be a whole number"),
     ],
 )
 def test_what_can_not_be_fitted_is_refused(changes, message):
     given = {"x_ND": np.random.default_rng(0).normal(size=(20, 3)), "y_N": np.arange(20) % 2, "classes": 2}
     with pytest.raises(InputError, match=message):
         fit_ridge(**{**given, **changes})
+
+
+def test_a_strength_that_rounding_swallows_is_told():
+    """Four times the same features, more than pictures: only the strength makes the system solvable."""
+    rng = np.random.default_rng(0)
+    x, y = np.tile(rng.normal(size=(40, 128)).astype(np.float32), 4), np.arange(40) % 4
+    assert (fit_ridge(x, y, 4, strength=STRENGTHS[0]).probe.scores(x).argmax(1) == y).all()
+    with pytest.raises(InputError, match=r"strength of 1e-09 is lost .* give a larger one, such as 0.0001"):
+        fit_ridge(x, y, 4, strength=1e-9)

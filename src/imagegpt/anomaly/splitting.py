@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.data.records import Record, Source
-from imagegpt.errors import InputError
+from imagegpt.errors import InputError, check_count
 
 COUNTED = 2 / 3  # of what is not held out: the background learns from pictures that the network need not see
 
@@ -43,8 +43,7 @@ def split(source: Source, holdout: float, seed: int) -> Parts:
     """
     if not 0 < holdout < 1:
         raise InputError(f"holdout must be a part of the normal pictures, above 0 and below 1, not {holdout}.")
-    if seed < 0:
-        raise InputError(f"seed must be at least 0, not {seed}.")
+    check_count("seed", seed, 0)
     held = round(holdout * len(source))
     counted = round(COUNTED * (len(source) - held))
     dealt = np.random.default_rng(seed).permutation(len(source))

@@ -135,8 +135,7 @@ def generate(
     check_count("samples", samples)
     if batch_size is not None:
         check_count("batch_size", batch_size)
-    if seed < 0:
-        raise InputError(f"seed must be a whole number of at least 0, not {seed}.")
+    check_count("seed", seed, 0)
     backend, spec = OnnxDecoder(session), session.spec
     prompt_RP = np.zeros((1, 0), np.int64) if prompt is None else np.asarray(prompt)
     if prompt_RP.ndim != 2 or prompt_RP.dtype.kind not in "iu" or prompt_RP.shape[1] > spec.n_positions:

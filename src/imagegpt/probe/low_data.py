@@ -84,6 +84,7 @@ def low_data(
     x_ND, y_N = check_training(x_ND, y_N, classes)
     y_M = check_labels(y_M, len(x_MD), classes)
     check_count("folds", folds)
+    check_count("seed", seed, 0)
     for count in labels_per_class:
         check_count("labels_per_class", count)
         _check_enough(y_N, count)

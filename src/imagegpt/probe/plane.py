@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagegpt.errors import InputError, MissingExtra
+from imagegpt.errors import InputError, MissingExtra, check_count
 from imagegpt.metrics import check_features
 from imagegpt.probe.samples import read_rows
 
@@ -75,6 +75,7 @@ def neighbour_plane(x_ND: NDArray[Any], seed: int = 0) -> NDArray[np.float32]:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise MissingExtra("A plane of neighbours", "scikit-learn", "probe") from error
+    check_count("seed", seed, 0)
     x_ND = check_features(x_ND)
     if len(x_ND) < 3:
         raise InputError(f"A plane of neighbours needs at least 3 pictures, not {len(x_ND)}.")

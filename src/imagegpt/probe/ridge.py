@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagegpt.engine.backends import torch_device
+from imagegpt.errors import InputError
 from imagegpt.metrics import Index
 from imagegpt.painting import Progress
 from imagegpt.probe.linear import Fit, assemble
@@ -84,4 +85,11 @@ def _solution(moments_DD: torch.Tensor, products_DP: torch.Tensor, strength: flo
     import torch
 
     penalty = strength * torch.eye(len(moments_DD), dtype=torch.float64)
-    return torch.cholesky_solve(products_DP, torch.linalg.cholesky(moments_DD + penalty))
+    try:
+        factor_DD = torch.linalg.cholesky(moments_DD + penalty)
+    except torch.linalg.LinAlgError:
+        raise InputError(
+            f"A strength of {strength:g} is lost in the rounding of features of which some follow from others: give a "
+            f"larger one, such as {STRENGTHS[0]:g}."
+        ) from None
+    return torch.cholesky_solve(products_DP, factor_DD)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imagegpt.errors import InputError
+from imagegpt.errors import InputError, check_count
 from imagegpt.metrics import Index, chunks
 from imagegpt.painting import Progress
 from imagegpt.probe.samples import Split, folds_of, hold_out
@@ -61,8 +61,9 @@ class Selection(NamedTuple):
             The fit to all rows, and the accuracy at each strength on the rows held out, empty where one was given.
 
         Raises:
-            InputError: a strength that is not positive, or no rows to hold out.
+            InputError: a strength that is not positive, a seed below 0, or no rows to hold out.
         """
+        check_count("seed", self.seed, 0)
         strengths = sorted(set(self.strengths if self.strength is None else [self.strength]))
         if not strengths or not all(0 < strength < math.inf for strength in strengths):
             raise InputError(f"Strengths must be positive numbers, not {', '.join(map(str, strengths)) or 'none'}.")
