@@ -85,11 +85,10 @@ def _solution(moments_DD: torch.Tensor, products_DP: torch.Tensor, strength: flo
     import torch
 
     penalty = strength * torch.eye(len(moments_DD), dtype=torch.float64)
-    try:
-        factor_DD = torch.linalg.cholesky(moments_DD + penalty)
-    except torch.linalg.LinAlgError:
+    factor_DD, failed = torch.linalg.cholesky_ex(moments_DD + penalty)
+    if failed:
         raise InputError(
             f"A strength of {strength:g} is lost in the rounding of features of which some follow from others: give a "
             f"larger one, such as {STRENGTHS[0]:g}."
-        ) from None
+        )
     return torch.cholesky_solve(products_DP, factor_DD)
