@@ -58,6 +58,7 @@ def facts_of(pipeline: ImageGPT, training: dict[str, Any], found: dict[str, dict
         "samples": SAMPLES,
         "sample_seed": SAMPLE_SEED,
         "minutes": round(training["seconds"] / 60),
+        "steps": f"{recipe['steps']:,}",
         "pictures_seen": f"{seen:,}",
         "parameters": f"{pipeline.spec.num_parameters:,}",
         "operations": f"{training_operations(pipeline, seen):.1e}",

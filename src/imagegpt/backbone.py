@@ -174,12 +174,16 @@ class Backbone:
             stop = min(start + rows, len(ids_BT))
             for layer, values in zip(layers, extractor(inputs_BT[start:stop]), strict=True):
                 found[layer][start:stop] = values
-                if not np.isfinite(values).all():
-                    told = f"features that are not finite in {self.precision}: it is damaged, or try fp32."
-                    raise InputError(f"{self.path} gives {told}")
+                self._check_finite("features", values)
             if progress is not None:
                 progress(stop, len(ids_BT))
         return found
+
+    def _check_finite(self, name: str, values: NDArray[np.float32]) -> None:
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{self.path} gives {name} that are not finite in {self.precision}: it is damaged, or try fp32."
+            )
 
     def feature_backend(self, layers: Sequence[int], pictures: int) -> str:
         """ "onnx" or "torch": what was named, or what is faster for the features of so many pictures."""

@@ -279,10 +279,7 @@ class Classifier(Backbone):
         last = self.spec.n_layer
         states_BD = self.features_of(ids_BT, [last], backend=backend, progress=progress)[last]
         logits_BC = states_BD @ self._score_CD.T
-        if not np.isfinite(logits_BC).all():
-            raise InputError(
-                f"{self.path} gives logits that are not finite in {self.precision}: it is damaged, or try fp32."
-            )
+        self._check_finite("logits", logits_BC)
         return logits_BC
 
     def _told(self, logits_BC: NDArray[np.float32]) -> NDArray[np.float32]:

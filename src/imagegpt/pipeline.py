@@ -338,8 +338,7 @@ class ImageGPT(Backbone):
 
     def _samples(self, n: int = 1, first: int = 0, **options: Any) -> Job:
         check_count("n", n)
-        if first < 0:
-            raise InputError(f"first must be at least 0, not {first}.")
+        check_count("first", first, 0)
         nothing = np.zeros((1, self.spec.n_positions), np.int64)
         return self._job(nothing, np.zeros(nothing.shape, bool), n, first, 1, **options)
 

@@ -33,7 +33,7 @@ from imagegpt.codec.pictures import MOST_PIXELS, Framing, OnError
 from imagegpt.data.ids import Ids, View, read_ids
 from imagegpt.data.records import Source, label_array
 from imagegpt.data.tokens import IDS, LABELS, META
-from imagegpt.errors import InputError
+from imagegpt.errors import InputError, check_count
 from imagegpt.files import check_writable, write_whole
 from imagegpt.painting import Progress
 from imagegpt.parts import NoResultError, Parts, folder_of
@@ -82,9 +82,8 @@ class Tokenization:
             raise InputError(f"The grid has {height} x {width} ids; that is too many.")
         if self.framing.crop == "random":
             raise InputError('A random crop differs from run to run; crop "none" or "center", and augment with "crop".')
-        for name, value in (("copies", self.copies), ("seed", self.seed)):
-            if value < 0:
-                raise InputError(f"{name} must be at least 0, not {value}.")
+        check_count("copies", self.copies, 0)
+        check_count("seed", self.seed, 0)
         self._check_copies()
 
     def _check_copies(self) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagegpt.codec.pictures import OnError, Picture, Reading, read_picture
-from imagegpt.errors import InputError
+from imagegpt.errors import InputError, check_count
 
 Label: TypeAlias = "int | float | Sequence[Any]"
 
@@ -92,8 +92,7 @@ class Source:
         Raises:
             InputError: `start` is below 0.
         """
-        if start < 0:
-            raise InputError(f"start must be at least 0, not {start}.")
+        check_count("start", start, 0)
         stop = self.length if stop is None else min(stop, self.length)
         return self.records(start, stop) if start < stop else iter(())
 

@@ -134,8 +134,7 @@ class Order:
         Raises:
             InputError: a position below 0.
         """
-        if position < 0:
-            raise InputError(f"The position of a batch must be at least 0, not {position}.")
+        check_count("The position of a batch", position, 0)
         return divmod(position, self.per_epoch)
 
     def numbers(self, epoch: int) -> NDArray[np.int64]:

@@ -77,14 +77,17 @@ function square(event, area) {
 
 function move(index, event) {
   if (brush !== null) line(cursor, index);
-  cursor = index;
-  byKeys = false;
+  point(index);
   paint();
 }
 
-function press(index, event, area) {
+function point(index) {
   cursor = index;
   byKeys = false;
+}
+
+function press(index, event, area) {
+  point(index);
   area.focus({ preventScroll: true });
   if (value().mode === "pick") pick();
   if (value().mode === "paint") {
