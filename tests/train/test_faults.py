@@ -169,6 +169,28 @@ def test_a_signal_ends_a_run_after_a_checkpoint(data, tmp_path, kind, count):
         assert run.wait() == [130] * count
 
 
+def slow_start() -> None:
+    """This process has its weights a second later than the others."""
+    load = checkpoints_module.Checkpoints.load
+
+    def slowly(*arguments):
+        load(*arguments)
+        time.sleep(1)
+
+    checkpoints_module.Checkpoints.load = slowly
+
+
+def test_a_run_tells_of_its_start_when_every_process_listens(data, tmp_path):
+    """A signal to all would else kill those that are not there yet, and the others would call them lost."""
+    arguments = command(data, tmp_path / "run", "--steps", 3000)
+    finish(command(data, tmp_path / "run", "--steps", 4), tmp_path / "io", 2)
+    with started(arguments, tmp_path / "io", 2, slow_start, [1]) as run:
+        wait_until(lambda: "update 4 of 3000" in run.errors, run)
+        run.send(signal.SIGTERM)
+        assert run.wait() == [130, 130]
+    assert "Traceback" not in run.errors
+
+
 def test_ctrl_c_of_all_processes_at_once(data, tmp_path):
     """As a terminal does, several times."""
     out = tmp_path / "run"

@@ -79,6 +79,7 @@ def train(
         dataset = task.open(out, group, working if group.first else None)
         run = Run(task, out, group, dataset, dict(evaluators or {}), group_tell)
         with stopping() as stop, _told(out):
+            group.wait()  # a signal to all, once the start is told, must find no process that does not listen yet
             return run.go(stop)
 
 
