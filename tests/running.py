@@ -8,11 +8,27 @@ import sys
 import time
 from pathlib import Path
 
+WAITING = """
+import itertools, sys, time
+from imagegpt import parts
+from imagegpt.cli.main import entry
+make, numbers, most = parts._Work.make, itertools.count(), int(sys.argv.pop(1))
+parts._Work.make = lambda *given: time.sleep(600) if next(numbers) >= most else make(*given)
+entry()
+"""
 
-def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
-    """Start `imagegpt` with more environment variables; its output is piped."""
+
+def start(arguments: list[str], most: int | None = None, **variables: str) -> subprocess.Popen[str]:
+    """Start `imagegpt` with more environment variables; its output is piped.
+
+    Args:
+        arguments: of the command.
+        most: so many parts are made at most; then it waits for a signal, for which it may be too fast else.
+        variables: of the environment.
+    """
+    how = ["-m", "imagegpt"] if most is None else ["-c", WAITING, str(most)]
     return subprocess.Popen(
-        [sys.executable, "-m", "imagegpt", *arguments],
+        [sys.executable, *how, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

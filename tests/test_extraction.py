@@ -553,7 +553,7 @@ def test_killed_twice_the_same_command_makes_the_same_bytes(place, many, tiny_fo
     arguments, out = command(many, tiny_folder, "a.safetensors"), "a.safetensors"
     there: dict[str, int] = {}
     for _ in range(2):
-        process = start(arguments)
+        process = start(arguments, most=len(there) + 5)
         try:
             wait_for_parts(process, len(there) + 3, out)
         finally:

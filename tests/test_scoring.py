@@ -229,7 +229,7 @@ def test_kill_9_costs_a_part_at_most(tiny_folder):
     Path("ids/meta.json").write_text(json.dumps(meta))
     np.save("ids/ids.npy", ids)
     command = ["score", "ids", "--model", str(tiny_folder), "--device", "cpu", "--backend", "onnx", "--out", "a.npz"]
-    process = start(command)
+    process = start(command, most=5)
     wait_for_parts(process, 2)
     process.kill()
     process.communicate()

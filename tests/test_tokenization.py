@@ -629,7 +629,7 @@ def uninterrupted(many, palette, tmp_path_factory) -> dict[str, bytes | None]:
 def test_killed_twice_the_same_command_makes_the_same_bytes(place, many, palette, monkeypatch, uninterrupted):
     there: dict[str, int] = {}
     for _ in range(2):
-        process = start(command(many, palette))
+        process = start(command(many, palette), most=len(there) + 3)
         try:
             wait_for_parts(process, len(there) + 2, "tokens/meta.json")
         finally:

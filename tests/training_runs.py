@@ -22,6 +22,9 @@ import numpy as np
 from PIL import Image
 
 from imagegpt.codec.palette import PaletteCodec
+from imagegpt.train.loop import Run
+from imagegpt.train.rows import Batch
+from imagegpt.train.stopping import Stop
 from making import tokenise
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -145,8 +148,12 @@ class Started:
         return all(process.is_alive() for process in self.processes)
 
     def send(self, kind: int, *ranks: int) -> None:
-        for rank in ranks or range(len(self.processes)):
-            os.kill(self.processes[rank].pid, kind)
+        """Send a signal; none of several processes acts on it, and ends, before all have it."""
+        chosen = [self.processes[rank].pid for rank in ranks or range(len(self.processes))]
+        together = len(chosen) > 1 and kind != signal.SIGKILL
+        for each in (signal.SIGSTOP, kind, signal.SIGCONT) if together else (kind,):
+            for pid in chosen:
+                os.kill(pid, each)
 
     def wait(self, *ranks: int, seconds: float = PATIENCE) -> list[int]:
         """Exit codes; a command that does not end is killed, and the test fails."""
@@ -198,6 +205,22 @@ def finish(
         assert run.wait() == [code] * count, run.errors
         assert "Traceback" not in run.errors
         return run
+
+
+def no_further_than(step: int) -> None:
+    """After this update the process waits for a signal, as one that is to be stopped must not be at its end by then."""
+    follow = Run._follow
+
+    def waiting(self: Run, stream: Iterator[Batch], stop: Stop) -> bool:
+        def batches() -> Iterator[Batch]:
+            for batch in stream:
+                while self.step >= step and not stop.asked:
+                    time.sleep(0.005)
+                yield batch
+
+        return follow(self, batches(), stop)
+
+    Run._follow = waiting
 
 
 def wait_until(found: Callable[[], Any], run: Started) -> None:

@@ -299,7 +299,7 @@ def test_ctrl_c_says_where_the_parts_are_and_how_to_go_on(place, model):
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
     np.savez("data.npz", images=images)
     arguments = ["features", "data.npz", *model, "--backend", "onnx", "--out", "a.npz"]
-    process = start(arguments)
+    process = start(arguments, most=8)
     try:
         wait_for_parts(process, 2)
         process.send_signal(signal.SIGINT)

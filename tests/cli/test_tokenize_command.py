@@ -311,7 +311,7 @@ def test_ctrl_c_says_where_the_parts_are_and_how_to_go_on(place):
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
     np.savez("data.npz", images=images)
     arguments = ["tokenize", "data.npz", "--codec", "palette.npy", "--grid", "8x8", "--out", "tokens"]
-    process = start(arguments)
+    process = start(arguments, most=5)
     try:
         wait_for_parts(process, 2, "tokens/meta.json")
         process.send_signal(signal.SIGINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -14,7 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -122,9 +123,11 @@ def new_session() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        return asked.getsockname()[1]
+    """One that is free, and that no connection gets in the meantime: the system gives those from 32768 on."""
+    while True:
+        with socket.socket() as asked, suppress(OSError):
+            asked.bind(("127.0.0.1", random.SystemRandom().randrange(20_000, 32_000)))
+            return asked.getsockname()[1]
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import io
 import os
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 import numpy as np
+from asking import free_port
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -33,7 +33,25 @@ FLAGS = [
     "--disable-sync",
 ]
 SCREENSHOTS = Path(os.environ.get("IMAGEGPT_SCREENSHOTS", "out/studio")).resolve()
-PATIENCE = 20_000  # milliseconds: machines are busy
+PATIENCE = 60_000  # milliseconds: machines are busy
+
+# The command, whose drawings take their time while a file is there: else they may be over before they are looked at.
+PACED = """
+import sys, time
+from pathlib import Path
+from imagegpt.cli.main import entry
+from imagegpt.engine.decode import Decoding
+
+slow, iterate = Path(sys.argv.pop(1)), Decoding.__iter__
+
+def paced(self):
+    for position in iterate(self):
+        time.sleep(0.015 * slow.exists())
+        yield position
+
+Decoding.__iter__ = paced
+entry()
+"""
 
 # Every frame of the first sample that is shown: from inside of the page, so that none is missed.
 WATCH = """
@@ -92,17 +110,18 @@ CONTROLS = {"button", "textbox", "checkbox", "radio", "slider", "spinbutton", "c
 
 
 @contextmanager
-def serving(log: Path, *arguments: str) -> Iterator[tuple[str, int]]:
-    """`imagegpt studio` on a port that is free, for sure stopped in the end: its address and its process id.
+def serving(log: Path, *arguments: str) -> Iterator[tuple[str, int, Path]]:
+    """`imagegpt studio` on a port that is free, for sure stopped in the end.
 
     Args:
         log: where its complaints go; there must be none.
         arguments: more of the command.
+
+    Yields:
+        Its address, its process id, and the file that makes it slow; see `PACED`.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "imagegpt", "studio", "--port", str(port), *arguments]
+    port, slow = free_port(), log.with_name("slow")
+    command = [sys.executable, "-c", PACED, str(slow), "studio", "--port", str(port), *arguments]
     with (
         log.open("w") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
@@ -110,9 +129,9 @@ def serving(log: Path, *arguments: str) -> Iterator[tuple[str, int]]:
         try:
             line = _first_line(process)
             assert f"http://127.0.0.1:{port}" in line, line + log.read_text()
-            yield f"http://127.0.0.1:{port}", process.pid
+            yield f"http://127.0.0.1:{port}", process.pid, slow
             process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 0
+            assert process.wait(PATIENCE / 1000) == 0
         finally:
             process.kill()
             process.communicate()

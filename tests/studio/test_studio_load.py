@@ -42,7 +42,7 @@ def data_of(kind: str, seed: int, image: Any, model: str) -> tuple[str, list[Any
 
 
 class Person:
-    """Asks for one thing after another until the time is over.
+    """Asks for one thing after another until the time is over, and it has got a few results.
 
     Args:
         number: of the person; every third is a program, others are pages.
@@ -59,7 +59,7 @@ class Person:
     def work(self, until: float) -> Person:
         with self.client:
             image = self.client.upload(photo())
-            while time.monotonic() < until:
+            while time.monotonic() < until or (len(self.found) < 2 and not self.wrong):
                 kind, seed = self.random.choice(KINDS), self.random.randrange(SEEDS)
                 try:
                     self.one(kind, seed, image)

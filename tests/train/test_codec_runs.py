@@ -27,7 +27,7 @@ from imagegpt.data.sources import open_source
 from imagegpt.sheet import comparison_sheet
 from imagegpt.train.codec_recipe import CodecRecipe
 from imagegpt.train.codec_task import config_of, work_of
-from training_runs import checkpoints, column, finish, log, started, steps_logged, tokens, wait_until
+from training_runs import checkpoints, column, finish, log, no_further_than, started, steps_logged, tokens, wait_until
 from training_runs import command as pretraining
 
 STEPS, EVERY = 40, 10
@@ -280,14 +280,14 @@ def test_killed_and_stopped_it_ends_as_one_that_was_not(command, straight, tmp_p
     """With kill -9, some updates after a checkpoint, and then with Ctrl-C."""
     out, chosen = tmp_path / "run", random.Random(kind)
     arguments = command(out, validate_every=EVERY, save_every=3, **KINDS[kind])
-    with started(arguments, tmp_path / "io") as run:
-        at = chosen.randrange(7, 14)
+    at = chosen.randrange(7, 14)
+    with started(arguments, tmp_path / "io", before=functools.partial(no_further_than, at + 7)) as run:
         wait_until(lambda: steps_logged(out) >= at, run)
         time.sleep(chosen.random() / 50)
         run.send(signal.SIGKILL)
         run.wait()
-    with started(arguments, tmp_path / "io") as run:
-        before = steps_logged(out)
+    before = steps_logged(out)
+    with started(arguments, tmp_path / "io", before=functools.partial(no_further_than, before + 7)) as run:
         wait_until(lambda: steps_logged(out) >= before + 5, run)
         run.send(signal.SIGINT)
         assert run.wait() == [130], run.errors

@@ -28,6 +28,7 @@ from training_runs import (
     finish,
     lit_pictures,
     log,
+    no_further_than,
     started,
     steps_logged,
     wait_until,
@@ -216,25 +217,23 @@ def test_killed_at_any_time(command_of, straight, tmp_path, kind):
     """With kill -9, as often as it takes; what is lost is no more than the updates since the last checkpoint."""
     out, chosen, every = tmp_path / "run", random.Random(kind), 5
     arguments = command_of(kind, out, "--save-every", every)
-    length, kills = made_by(straight(kind))["step"], 0
-    while kills < 3:
-        with started(arguments, tmp_path / "io") as run:
-            wanted = min(steps_logged(out) // every * every + every + chosen.randrange(1, 14), length)
+    most = made_by(straight(kind))["step"] - 1
+    slow = functools.partial(no_further_than, most)
+    for _ in range(3):
+        wanted = min(steps_logged(out) // every * every + every + chosen.randrange(1, 14), most)
+        with started(arguments, tmp_path / "io", before=slow) as run:
             wait_until(lambda: steps_logged(out) >= wanted, run)  # noqa: B023
             time.sleep(chosen.random() / 50)
             run.send(signal.SIGKILL)
-            if run.wait() == [0]:  # it was faster
-                break
-        kills += 1
+            assert run.wait() == [-signal.SIGKILL]
         newest = int([name for name in checkpoints(out) if name.startswith("step-")][-1].removeprefix("step-"))
         lost = steps_logged(out) - newest
         assert lost <= every + 1  # the next checkpoint may not have been whole yet
-        with started(arguments, tmp_path / "io") as run:
+        with started(arguments, tmp_path / "io", before=slow) as run:
             wait_until(lambda: "update " in run.errors, run)
             assert run.errors.startswith(f"update {newest} of ")
             run.send(signal.SIGKILL)
             run.wait()
-    assert kills >= 2
     finish(arguments, tmp_path / "io")
     check_same(straight(kind), out, tmp_path)
     assert not [path for path in out.rglob(".*") if path.is_dir()]
@@ -255,7 +254,7 @@ def test_stopped_and_continued(command_of, straight, tmp_path, kind, how):
     out = tmp_path / "run"
     arguments = command_of(kind, out)
     for more in (3, 2 * PER_EPOCH + 3):
-        with started(arguments, tmp_path / "io") as run:
+        with started(arguments, tmp_path / "io", before=functools.partial(no_further_than, more + 5)) as run:
             wait_until(lambda: steps_logged(out) >= more, run)  # noqa: B023
             run.send(how)
             assert run.wait() == [130]
@@ -271,8 +270,9 @@ def test_stopped_while_it_waits_for_a_better_validation(command_of, straight, tm
     """After one that was not better: the count goes on, and begins neither anew nor twice."""
     told, out = made_by(straight("joint")), tmp_path / "run"
     arguments = command_of("joint", out)
-    with started(arguments, tmp_path / "io") as run:
-        wait_until(lambda: steps_logged(out) > told["published"] + PER_EPOCH, run)
+    at = told["published"] + PER_EPOCH + 1
+    with started(arguments, tmp_path / "io", before=functools.partial(no_further_than, at + 3)) as run:
+        wait_until(lambda: steps_logged(out) >= at, run)
         run.send(signal.SIGTERM)
         assert run.wait() == [130]
     newest = json.loads((out / "checkpoints" / checkpoints(out)[-1] / "checkpoint.json").read_text())
@@ -311,7 +311,7 @@ def test_what_is_said_at_the_start_is_said_once(command_of, tmp_path):
     out = tmp_path / "run"
     arguments = command_of("joint", out, "--start", "hf", "--steps", 40, "--validate-every", 40)
     for _ in range(2):
-        with started(arguments, tmp_path / "io") as run:
+        with started(arguments, tmp_path / "io", before=functools.partial(no_further_than, 20)) as run:
             wait_until(lambda: steps_logged(out) >= 5, run)
             run.send(signal.SIGKILL)
             run.wait()
@@ -419,7 +419,8 @@ def test_continued_by_other_processes(shared, alone, tmp_path, kind, places):
     out = tmp_path / "run"
     arguments = shared(kind, out, "--save-every", "2")
     (first, strategy), (last, other) = places
-    with started([*arguments, "--strategy", strategy], tmp_path / "io", first) as run:
+    slow = functools.partial(no_further_than, STEPS - 1)
+    with started([*arguments, "--strategy", strategy], tmp_path / "io", first, slow) as run:
         wait_until(lambda: steps_logged(out) >= 13, run)
         run.send(signal.SIGKILL)
         run.wait()
@@ -439,7 +440,7 @@ def test_two_processes_one_of_which_is_killed(command_of, tmp_path):
     more = ["--strategy", "fsdp", "--save-every", "5"]
     finish(command_of("ema", tmp_path / "straight", *more), tmp_path / "io", 2)
     arguments = command_of("ema", tmp_path / "run", *more)
-    with started(arguments, tmp_path / "io", 2) as run:
+    with started(arguments, tmp_path / "io", 2, functools.partial(no_further_than, 20), [1]) as run:
         wait_until(lambda: steps_logged(tmp_path / "run") >= 13, run)
         run.send(signal.SIGKILL, 1)
         assert run.wait() == [2, -signal.SIGKILL]

@@ -17,7 +17,19 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from imagegpt.cli.main import main
-from training_runs import checkpoints, column, command, finish, log, picture, started, steps_logged, tokens, wait_until
+from training_runs import (
+    checkpoints,
+    column,
+    command,
+    finish,
+    log,
+    no_further_than,
+    picture,
+    started,
+    steps_logged,
+    tokens,
+    wait_until,
+)
 
 STEPS = 60
 KINDS = {
@@ -110,18 +122,13 @@ def test_killed_at_any_time(data, straight, tmp_path, kind):
     """With kill -9, some updates after a checkpoint, as often as it takes."""
     out, chosen = tmp_path / "run", random.Random(kind)
     arguments = command(data, out, "--steps", STEPS, "--save-every", 7, *KINDS[kind])
-    kills = 0
-    while kills < 4:
-        with started(arguments, tmp_path / "io") as run:
-            more = chosen.randrange(1, 12)
-            before = steps_logged(out) // 7 * 7
-            wait_until(lambda: steps_logged(out) >= min(before + 7 + more, STEPS), run)  # noqa: B023
+    for _ in range(4):
+        wanted = min(steps_logged(out) // 7 * 7 + 7 + chosen.randrange(1, 12), STEPS - 1)
+        with started(arguments, tmp_path / "io", before=partial(no_further_than, STEPS - 1)) as run:
+            wait_until(lambda: steps_logged(out) >= wanted, run)  # noqa: B023
             time.sleep(chosen.random() / 50)
             run.send(signal.SIGKILL)
-            if run.wait() == [0]:  # it was faster
-                break
-            kills += 1
-    assert kills >= 2
+            assert run.wait() == [-signal.SIGKILL]
     finish(arguments, tmp_path / "io")
     check_same(straight(*KINDS[kind]), out, tmp_path)
     assert not [path for path in out.rglob(".*") if path.is_dir()]
@@ -178,7 +185,7 @@ def test_killed_while_pictures_are_decoded_on_the_fly(tmp_path):
 
     assert main(arguments("straight")) == 0
     for more in (9, 21):
-        with started(arguments("run"), tmp_path / "io") as run:
+        with started(arguments("run"), tmp_path / "io", before=partial(no_further_than, more + 7)) as run:
             wait_until(lambda: steps_logged(tmp_path / "run") >= more, run)  # noqa: B023
             run.send(signal.SIGKILL)
             run.wait()
@@ -232,7 +239,8 @@ def test_continued_by_other_processes(data, straight, tmp_path, places, optimize
     more = ["--optimizer", optimizer, "--ema", "0.9"]
     arguments = command(data, out, "--steps", STEPS, "--save-every", 6, *more)
     (first, strategy), (last, other) = places
-    with started([*arguments, "--strategy", strategy], tmp_path / "io", first) as run:
+    slow = partial(no_further_than, STEPS - 1)
+    with started([*arguments, "--strategy", strategy], tmp_path / "io", first, slow) as run:
         wait_until(lambda: steps_logged(out) >= 20, run)
         run.send(signal.SIGKILL)
         run.wait()
@@ -252,7 +260,7 @@ def test_two_processes_are_killed(data, tmp_path, strategy):
     finish(command(data, tmp_path / "straight", "--steps", STEPS, *more), tmp_path / "io", 2)
     arguments = command(data, tmp_path / "run", "--steps", STEPS, *more)
     for victim, at in ((0, 10), (1, 30)):
-        with started(arguments, tmp_path / "io", 2) as run:
+        with started(arguments, tmp_path / "io", 2, partial(no_further_than, at + 7), [victim]) as run:
             wait_until(lambda: steps_logged(tmp_path / "run") >= at, run)  # noqa: B023
             run.send(signal.SIGKILL, victim)
             codes = run.wait()
