@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import typing
 from typing import Literal, get_args, get_origin
@@ -104,7 +105,7 @@ def test_defaults_are_the_papers():
 
 @pytest.mark.parametrize("part", [part for parts in PARTS.values() for part in parts])
 def test_every_name_is_documented_and_nothing_else(part):
-    entries = re.findall(r"^ {8}(\w+(?:, \w+)*):", part.__doc__.partition("Args:")[2], re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w+(?:, \w+)*):", inspect.getdoc(part).partition("Args:")[2], re.MULTILINE)
     documented = [name for entry in entries for name in entry.split(", ")]
     assert documented == [field.name for field in dataclasses.fields(part)]
 
