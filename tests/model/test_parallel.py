@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.import_utils import is_torch_greater_or_equal
 
 from imagegpt import (
     ImageGPTConfig,
@@ -19,6 +21,7 @@ from imagegpt import (
     ImageGPTForImageClassification,
     ImageGPTModel,
 )
+from imagegpt.model import parallel
 from imagegpt.model.parallel import DividedEmbedding, DividedHead, DividedInputs, DividedOutputs
 
 SIZE = 2
@@ -46,7 +49,8 @@ REFUSED = {
     "MLP": ({"n_inner": 51}, r"h\.0\.mlp\.c_fc\.weight has 51 outputs"),
 }
 needs_processes = pytest.mark.skipif(
-    not dist.is_available() or torch.backends.mps.is_available(), reason="processes that meet on the CPU"
+    not dist.is_available() or torch.backends.mps.is_available() or not is_torch_greater_or_equal("2.12"),
+    reason="processes that meet on the CPU, with torch 2.12 or newer",
 )
 
 
@@ -260,6 +264,15 @@ def test_divided_models_refuse_pruning_and_ids_that_are_not_there(seen):
 def test_layers_of_a_quantised_model_are_refused(style):
     with pytest.raises(ValueError, match=r"h\.0\.weight is no Conv1D's, .* a quantised model runs in one process"):
         style.validate_param(torch.nn.Linear(4, 4), "weight", SimpleNamespace(size=lambda: 2), "h.0.weight")
+
+
+def test_packed_layers_need_a_torch_that_can_join_them(monkeypatch):
+    style, layer, mesh = DividedOutputs(parts=3), Conv1D(12, 4), SimpleNamespace(size=lambda: 2)
+    style.validate_param(layer, "weight", mesh)
+    monkeypatch.setattr(parallel, "is_torch_greater_or_equal", lambda version: False)
+    with pytest.raises(ValueError, match=r"^A model is divided by torch 2\.12 or newer; this is "):
+        style.validate_param(layer, "weight", mesh)
+    DividedOutputs().validate_param(layer, "weight", mesh)
 
 
 @pytest.mark.parametrize("style", [DividedEmbedding(), DividedHead()])

@@ -29,6 +29,7 @@ from transformers.distributed.tensor_parallel import (
     TensorParallelLayer,
 )
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.import_utils import is_torch_greater_or_equal
 
 
 def register_styles() -> None:
@@ -67,7 +68,9 @@ class DividedOutputs(TensorParallelLayer):
         self.parts = parts
 
     def validate_param(self, module: Any, param: str, mesh: Any, parameter_name: str | None = None) -> None:
-        """Refuse, with a ValueError, another kind of layer, or outputs that the processes can't share."""
+        """Refuse, with a ValueError, an old torch, another kind of layer, or outputs that can't be shared."""
+        if self.parts > 1 and not is_torch_greater_or_equal("2.12"):  # before, what was divided can't be joined again
+            raise ValueError(f"A model is divided by torch 2.12 or newer; this is {torch.__version__}.")
         _check_kind(module, parameter_name or param)
         _check(module.weight.shape[1] // self.parts, "outputs", mesh, parameter_name or param)
 
