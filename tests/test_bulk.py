@@ -355,7 +355,7 @@ def test_killed_twice_the_same_command_finishes_and_nothing_is_lost_or_twice(pla
     arguments = command(tiny_folder, "--num", str(num), "--batch-size", "2", "--json")
     there = 0
     for _ in range(2):
-        process = start(arguments)
+        process = start(arguments, most=there + 8)
         try:
             wait_for_parts(process, there + 3)
         finally:
@@ -375,7 +375,7 @@ def test_killed_twice_the_same_command_finishes_and_nothing_is_lost_or_twice(pla
 
 def test_ctrl_c_says_where_the_parts_are_and_how_to_go_on(place, tiny_folder, model):
     arguments = command(tiny_folder, "--num", "400", "--batch-size", "2")
-    process = start(arguments)
+    process = start(arguments, most=8)
     try:
         wait_for_parts(process, 3)
         process.send_signal(signal.SIGINT)
