@@ -1,11 +1,14 @@
-"""The command in a process of its own, for tests that stop or share its work."""
+"""The command in a process of its own, for tests that stop or share its work or ask a server."""
 
 from __future__ import annotations
 
+import itertools
 import os
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 WAITING = """
@@ -48,3 +51,15 @@ def wait_for_parts(process: subprocess.Popen[str], count: int, out: str = "a.npz
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.005)
+
+
+_PORTS = itertools.count(97 * os.getpid())  # each of the processes that run tests begins elsewhere
+
+
+def free_port() -> int:
+    """A port below those that systems hand out by themselves: no connection or server of another test takes it."""
+    while True:
+        port = next(_PORTS) % 12000 + 20000
+        with suppress(OSError), socket.socket() as made:
+            made.bind(("127.0.0.1", port))
+            return port

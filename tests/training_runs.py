@@ -5,16 +5,14 @@ They are forks of a server that has imported everything and done nothing with it
 
 from __future__ import annotations
 
-import itertools
 import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from imagegpt.train.loop import Run
 from imagegpt.train.rows import Batch
 from imagegpt.train.stopping import Stop
 from making import tokenise
+from running import free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -249,18 +248,6 @@ def steps_logged(out: str | Path) -> int:
     """How many updates are in the log, whose last line may be half written."""
     path = Path(out, "log.jsonl")
     return path.read_text().count('"kind": "train"') if path.exists() else 0
-
-
-_PORTS = itertools.count(97 * os.getpid())  # each of the processes that run tests begins elsewhere
-
-
-def free_port() -> int:
-    """A port for a group, below those that systems hand out by themselves: a server of another test can't take it."""
-    while True:
-        port = next(_PORTS) % 12000 + 20000
-        with suppress(OSError), socket.socket() as made:
-            made.bind(("127.0.0.1", port))
-            return port
 
 
 def _read(path: Path) -> str:

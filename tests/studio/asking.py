@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -15,7 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,6 +21,7 @@ from uuid import uuid4
 import httpx
 
 from imagegpt.studio.limits import Limits
+from running import free_port
 
 FILE = {"_type": "gradio.FileData"}
 PATIENCE = 60  # seconds: machines are busy
@@ -120,14 +119,6 @@ class Client:
 
 def new_session() -> str:
     return uuid4().hex[:11]
-
-
-def free_port() -> int:
-    """One that is free, and that no connection gets in the meantime: the system gives those from 32768 on."""
-    while True:
-        with socket.socket() as asked, suppress(OSError):
-            asked.bind(("127.0.0.1", random.SystemRandom().randrange(20_000, 32_000)))
-            return asked.getsockname()[1]
 
 
 @contextmanager

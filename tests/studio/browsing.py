@@ -18,9 +18,10 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from asking import free_port
 from numpy.typing import NDArray
 from PIL import Image
+
+from running import free_port
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from asking import PATIENCE, Client, free_port, running
+from asking import PATIENCE, Client, running
+
+from running import free_port
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
 
@@ -209,8 +211,9 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 # A client inside of the same namespace: starts the studio, asks for pictures, and looks for a way out.
 INSIDE = """
 import socket, subprocess, sys
+from pathlib import Path
 
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
 from asking import Client, running
 
 for address in ("1.1.1.1", "192.168.0.1", "169.254.169.254"):

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from asking import Client, Refused, free_port, new_session, running
+from asking import Client, Refused, new_session, running
 from PIL import Image
+
+from running import free_port
 
 pytest.importorskip("gradio", reason="Gradio is not installed")
 

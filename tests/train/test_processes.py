@@ -15,7 +15,8 @@ from imagegpt.cli.main import main
 from imagegpt.errors import InputError
 from imagegpt.train.processes import LostProcessError, Processes, processes
 from imagegpt.train.training import Training
-from training_runs import column, command, finish, free_port, log, pictures, started, tokens
+from running import free_port
+from training_runs import column, command, finish, log, pictures, started, tokens
 
 STEPS = 30
 WAYS = {
